@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The layouts that the control plane writes and the programs read. Python takes them from BTF.
+ *
+ * Rows are written in an order that never shows a program half a change: a backend before any table that names
+ * it, a table before the service that points to it, the service in one update. Removal goes the other way. A
+ * table's pages are never rewritten while a service points to them.
+ */
+#pragma once
+
+#include "packet.h"
+
+/* One row for every address, port and protocol that is balanced, and one with port and protocol 0 for the address. */
+struct service_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+enum service_flags {
+	SERVICE_ADDRESS = 1,  /* the row with port and protocol 0 */
+	SERVICE_NODE_OWN = 2, /* the address is the node's own: what no service takes is the stack's */
+	SERVICE_MODULO = 4,   /* slot by remainder, not by Maglev */
+};
+
+struct service {
+	__u32 id;         /* row in service_metrics */
+	__u32 table_page; /* first page in maglev */
+	__u32 table_size; /* slots; 0 when there is no backend */
+	__u32 flags;
+};
+
+enum backend_flags {
+	BACKEND_ACTIVE = 1, /* the row is in use: row 0 never is */
+	BACKEND_LOCAL = 2,  /* on this node: rewritten and passed to the stack */
+	BACKEND_DSR = 4,    /* sent to its layer-2 address, unchanged above */
+};
+
+struct backend {
+	struct address address;
+	struct address source; /* of this node, towards it: what nat puts in the client's place */
+	__be16 port;
+	__u16 generation; /* counts the reuses of this row */
+	__u32 flags;
+};
+
+/* Slots are kept in pages, so that one map holds the tables of all services, each of its own size. */
+#define MAGLEV_PAGE_BITS 10
+#define MAGLEV_PAGE_SLOTS (1 << MAGLEV_PAGE_BITS)
+
+struct maglev_page {
+	__u32 backends[MAGLEV_PAGE_SLOTS];
+};
+
+struct service_metrics {
+	__u64 connections;
+	__u64 packets;
+	__u64 bytes;
+	__u64 drops;
+};
+
+struct backend_metrics {
+	__u64 connections;
+	__u64 packets;
+	__u64 bytes;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+};

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Making connections: the rows of the connection table for a new flow. */
+#pragma once
+
+#include "maps.h"
+#include "select.h"
+
+/* Ports tried for one connection before it is refused. */
+#define NAT_PORT_TRIES 32
+
+static __always_inline struct backend *backend_of(const struct connection *connection)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &connection->backend);
+
+	/* The row may have been given to another backend since. */
+	if (backend && backend->flags & BACKEND_ACTIVE && backend->generation == connection->generation)
+		return backend;
+	return NULL;
+}
+
+static __always_inline bool is_expired(const struct connection *connection, __u8 protocol, __u64 now)
+{
+	__u64 idle = now - connection->last_seen_ns;
+
+	if (connection->flags & CONNECTION_CLOSING)
+		return idle > closed_ns;
+	return idle > (protocol == IPPROTO_TCP ? tcp_idle_ns : udp_idle_ns);
+}
+
+/* Notes that a packet of the connection went by. */
+static __always_inline void touch(struct connection *connection, const struct packet *packet)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	/* A line of memory that is not written stays in every CPU's cache. */
+	if (now - connection->last_seen_ns > 1000000000ULL)
+		connection->last_seen_ns = now;
+	if (packet->tcp_flags & (TCP_FIN | TCP_RST) && !(connection->flags & CONNECTION_CLOSING))
+		connection->flags |= CONNECTION_CLOSING;
+}
+
+/* The row for replies: keyed by the flow that the backend will answer with. */
+static __always_inline void reply_row(const struct packet *packet, const struct connection *forward, struct flow *key,
+				      struct connection *reply)
+{
+	key->source = forward->destination;
+	key->source_port = forward->destination_port;
+	key->destination = forward->source;
+	key->destination_port = forward->source_port;
+	key->protocol = packet->flow.protocol;
+
+	*reply = *forward;
+	reply->source = packet->flow.destination;
+	reply->source_port = packet->flow.destination_port;
+	reply->destination = packet->flow.source;
+	reply->destination_port = packet->flow.source_port;
+}
+
+/* Takes a source port towards the backend by writing the reply row under it. */
+static __always_inline enum drop_reason take_nat_port(const struct packet *packet, struct connection *forward,
+						      __u32 hash, __u64 now)
+{
+	__u32 range = nat_port_max - nat_port_min + 1;
+	/* Not the bits that chose the backend, or each backend would use a part of the range only. */
+	__u32 start = mix(hash);
+	struct flow key = {};
+	struct connection reply;
+
+	forward->source_port = 0;
+	reply_row(packet, forward, &key, &reply);
+	reply.kind = CONNECTION_NAT_REPLY;
+
+	for (int i = 0; i < NAT_PORT_TRIES; i++) {
+		__be16 port = bpf_htons(nat_port_min + ((start + i) % range));
+
+		key.destination_port = port;
+
+		struct connection *taken = bpf_map_lookup_elem(&connections, &key);
+
+		if (taken) {
+			/* Our own flow's, of an earlier connection or whose forward row was evicted; or one that is over. */
+			bool ours = taken->destination_port == reply.destination_port &&
+				    address_equal(&taken->destination, &reply.destination);
+			if (!ours && !is_expired(taken, key.protocol, now))
+				continue;
+		}
+		if (!bpf_map_update_elem(&connections, &key, &reply, taken ? BPF_ANY : BPF_NOEXIST)) {
+			forward->source_port = port;
+			return REASON_NONE;
+		}
+	}
+	return REASON_NO_NAT_PORT;
+}
+
+/* Chooses a backend and writes the connection's rows. `connection` is filled in. */
+static __always_inline enum drop_reason open_connection(const struct packet *packet, const struct service *service,
+							struct connection *connection)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 hash = flow_hash(&packet->flow);
+	__u32 row = select_backend(service, hash);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &row);
+
+	if (!backend || !(backend->flags & BACKEND_ACTIVE))
+		return REASON_INTERNAL;
+
+	connection->destination = backend->address;
+	connection->destination_port = backend->port;
+	connection->source = packet->flow.source;
+	connection->source_port = packet->flow.source_port;
+	connection->backend = row;
+	connection->generation = backend->generation;
+	connection->service = service->id;
+	connection->flags = 0;
+	connection->last_seen_ns = now;
+
+	if (backend->flags & BACKEND_LOCAL) {
+		struct flow key = {};
+		struct connection reply;
+
+		connection->kind = CONNECTION_LOCAL;
+		reply_row(packet, connection, &key, &reply);
+		reply.kind = CONNECTION_LOCAL_REPLY;
+		if (bpf_map_update_elem(&connections, &key, &reply, BPF_ANY))
+			return REASON_CONNECTIONS_FULL;
+	} else if (backend->flags & BACKEND_DSR) {
+		connection->kind = CONNECTION_DSR;
+	} else {
+		connection->kind = CONNECTION_NAT;
+		connection->source = backend->source;
+
+		enum drop_reason reason = take_nat_port(packet, connection, hash, now);
+
+		if (reason != REASON_NONE)
+			return reason;
+	}
+
+	if (bpf_map_update_elem(&connections, &packet->flow, connection, BPF_ANY))
+		return REASON_CONNECTIONS_FULL;
+	return REASON_NONE;
+}
+
+/* Whether a packet of a known flow must be given a backend anew. */
+static __always_inline bool needs_backend(const struct connection *connection, const struct packet *packet)
+{
+	if (packet->flow.protocol == IPPROTO_TCP) {
+		/* Only the start of a connection may go elsewhere: a client that uses its port again, or one whose
+		 * backend was removed before it answered. */
+		if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+			return false;
+		if (connection->flags & CONNECTION_CLOSING)
+			return true;
+	}
+	return !backend_of(connection);
+}
