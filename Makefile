@@ -1,0 +1,81 @@
+# The one door. Each target first lets tools/setup bring what it needs: on a fresh Debian 12 as root that is
+# packages, .venv, the package itself and the compiled kernel programs.
+#   ARGS='…'  goes to hookline or pytest: make demo ARGS=--json, make test ARGS='-k maglev'
+#   DEBUG=1   compiles the kernel programs with their source lines and bpf_printk
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export LC_ALL := C.UTF-8
+export DEBUG ARGS
+PYTHON := .venv/bin/python
+C_SOURCES = $(shell find src tests -name '*.c' -o -name '*.h')
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: ## balance real traffic in a lab of network namespaces (about half a minute)
+	@tools/setup $@
+	@.venv/bin/hookline demo $(ARGS)
+
+.PHONY: test
+test: ## unit, kernel and lab tests
+	@tools/setup $@
+	@$(PYTHON) -m pytest tests/unit tests/kernel tests/lab $(ARGS)
+
+.PHONY: test-all
+test-all: ## all tests, slow ones too
+	@tools/setup $@
+	@$(PYTHON) -m pytest -m '' tests $(ARGS)
+
+.PHONY: test-fresh
+test-fresh: ## make demo and make test in a fresh Debian 12
+	@tools/setup $@
+	@tools/test_fresh $(ARGS)
+
+.PHONY: check
+check: ## formatting, lint, strict types
+	@tools/setup $@
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	clang-format-19 --dry-run --Werror $(C_SOURCES)
+
+.PHONY: format
+format: ## format Python and C, mend what lint can
+	@tools/setup $@
+	$(PYTHON) -m ruff check --fix --exit-zero --quiet .
+	$(PYTHON) -m ruff format .
+	clang-format-19 -i $(C_SOURCES)
+
+.PHONY: ebpf-programs
+ebpf-programs: ## compile the kernel programs, load each and run packets through it
+	@tools/setup $@
+	@$(PYTHON) tools/build_objects.py --reproduce
+	@$(PYTHON) tools/programs_report.py $(ARGS)
+
+.PHONY: bench
+bench: ## measure the claims on this machine
+	@tools/setup $@
+	@.venv/bin/hookline bench $(ARGS)
+
+.PHONY: diagrams
+diagrams: ## render docs/diagrams/*.mmd
+	@tools/setup $@
+	@tools/diagrams/render
+
+.PHONY: wheel
+wheel: ## build dist/*.whl, kernel programs inside
+	@tools/setup $@
+	@$(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+.PHONY: setup
+setup: ## prepare everything and do nothing with it
+	@tools/setup $@
+
+.PHONY: clean
+clean: ## remove all that make made here, .venv too
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis tools/diagrams/node_modules
+	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find src -name '*.bpf.o' -delete

@@ -1,0 +1,152 @@
+"""The objects that ship: the same bytes from every directory, no text of the source in a release."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from tests.requirements import missing_program
+from tools.build_objects import INCLUDE, BuildError, Clang, build_all, compile_object, find_clang, object_of
+
+SAMPLE = """
+#include "sample.h"
+#ifdef HOOKLINE_DEBUG
+static long (*const trace)(const char *text, unsigned int size, ...) = (void *)6;
+#endif
+struct {
+	int (*type)[1];
+	int (*max_entries)[4];
+	unsigned int *key;
+	struct counted *value;
+} counts __attribute__((section(".maps"), used));
+static void *(*const lookup)(void *map, const void *key) = (void *)1;
+char LICENSE[] __attribute__((section("license"), used)) = "GPL";
+
+__attribute__((section("xdp"), used)) int sample(struct xdp_md *context)
+{
+	unsigned int marker_of_the_source = context->data_end - context->data;
+	struct counted *counted = lookup(&counts, &marker_of_the_source);
+#ifdef HOOKLINE_DEBUG
+	char text[] = "counting";
+	trace(text, sizeof(text));
+#endif
+	if (counted)
+		counted->packets += 1;
+	return 2;
+}
+"""
+HEADER = """
+struct counted {
+	unsigned long packets;
+};
+struct xdp_md {
+	unsigned int data;
+	unsigned int data_end;
+} __attribute__((preserve_access_index));
+"""
+MARKER = b"marker_of_the_source = context"
+
+
+@pytest.fixture(scope="module")
+def clang() -> Clang:
+    try:
+        return find_clang()
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "checkout")
+
+
+def make_checkout(root: Path) -> Path:
+    (root / INCLUDE).mkdir(parents=True)
+    (root / INCLUDE / "sample.h").write_text(HEADER)
+    source(root).write_text(SAMPLE)
+    return root
+
+
+def source(root: Path) -> Path:
+    return root / "src" / "hookline" / "datapath" / "sample.bpf.c"
+
+
+def compiled(root: Path, clang: Clang, *, debug: bool = False) -> bytes:
+    output = root / ("debug.o" if debug else "release.o")
+    compile_object(source(root), output, root=root, clang=clang, debug=debug)
+    return output.read_bytes()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_two_directories_give_the_same_bytes(tmp_path: Path, clang: Clang, debug: bool) -> None:
+    roots = [make_checkout(tmp_path / "a"), make_checkout(tmp_path / "elsewhere" / "b")]
+    first, second = (hashlib.sha256(compiled(root, clang, debug=debug)).hexdigest() for root in roots)
+    assert first == second
+
+
+def test_release_holds_no_source_text(checkout: Path, clang: Clang) -> None:
+    release = compiled(checkout, clang)
+    assert MARKER not in release
+    assert b"counting" not in release
+    assert str(checkout).encode() not in release
+
+
+def test_debug_holds_source_text_and_prints(checkout: Path, clang: Clang) -> None:
+    debug = compiled(checkout, clang, debug=True)
+    assert MARKER in debug
+    assert b"counting" in debug or b"gnitnuoc" in debug
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_object_keeps_types_and_relocations_but_no_dwarf(checkout: Path, clang: Clang, debug: bool) -> None:
+    elf = ELFFile(io.BytesIO(compiled(checkout, clang, debug=debug)))
+    names = {section.name for section in elf.iter_sections()}
+    assert {".BTF", ".BTF.ext", ".maps", "license", "xdp", ".relxdp", ".symtab"} <= names
+    assert not {name for name in names if "debug" in name}
+    symbols = elf.get_section_by_name(".symtab")
+    sample = symbols.get_symbol_by_name("sample")[0]
+    assert elf.get_section(sample["st_shndx"]).name == "xdp"
+    (relocation,) = elf.get_section_by_name(".relxdp").iter_relocations()
+    assert symbols.get_symbol(relocation["r_info_sym"]).name == "counts"
+    core_relocations_length = int.from_bytes(elf.get_section_by_name(".BTF.ext").data()[28:32], "little")
+    assert core_relocations_length > 0
+
+
+def test_bpftool_reads_the_stripped_object(checkout: Path, clang: Clang) -> None:
+    if missing := missing_program("bpftool"):
+        pytest.skip(f"missing: {missing}")
+    compiled(checkout, clang)
+    command = ["bpftool", "btf", "dump", "-j", "file", str(checkout / "release.o")]
+    types = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["types"]
+    assert {"counted", "xdp_md", "sample", "counts"} <= {entry.get("name") for entry in types}
+
+
+def test_only_what_changed_is_compiled(checkout: Path, clang: Clang) -> None:
+    assert build_all(checkout) == [source(checkout)]
+    assert build_all(checkout) == []
+    (checkout / INCLUDE / "sample.h").write_text(HEADER + "struct another { int member; };\n")
+    assert build_all(checkout) == [source(checkout)]
+    assert build_all(checkout, debug=True) == [source(checkout)]
+    object_of(source(checkout)).unlink()
+    assert build_all(checkout, debug=True) == [source(checkout)]
+
+
+def test_error_names_the_file_and_leaves_the_old_object(checkout: Path, clang: Clang) -> None:
+    build_all(checkout)
+    before = object_of(source(checkout)).read_bytes()
+    source(checkout).write_text(SAMPLE.replace("return 2;", "return two;"))
+    with pytest.raises(BuildError, match=r"sample\.bpf\.c does not compile:\n.*two"):
+        build_all(checkout)
+    assert object_of(source(checkout)).read_bytes() == before
+
+
+def test_no_clang_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match="apt-get install clang-19"):
+        find_clang()
