@@ -1,1 +1,1 @@
-"""See docs/design.md."""
+"""Where the wanted state comes from: today files; each source yields `hookline.model` resources."""
