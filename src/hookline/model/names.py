@@ -1,8 +1,8 @@
 """Names of nodes, labs and endpoints, and the places that follow from them.
 
-A node is ``host``, ``lab/LAB`` or ``lab/LAB/NODE``; from its name follow where its programs are pinned, where
-its wanted state is kept and which network namespace it is. An endpoint is what a person types to say who talks
-to whom: a pod, a machine outside, a node or an address, with a port or without.
+A node is ``host``, ``lab/LAB`` or ``lab/LAB/NODE``; from its name follow where its programs are pinned,
+where its wanted state is kept and which network namespace it is. An endpoint is what a person types to say
+who talks to whom: a pod, a machine outside, a node or an address, with a port or without.
 
 Nothing here touches the machine; only the environment variable ``HOOKLINE_STATE`` is read.
 """
@@ -296,7 +296,7 @@ def _netns(lab: str, *parts: str) -> Path:
     if len(name) > _LONGEST_FILE_NAME:
         raise InvalidName(
             f"the name {'/'.join(parts)} is too long for lab {lab}",
-            why=f"its network namespace's file name would have {len(name)} characters of {_LONGEST_FILE_NAME}",
+            why=f"its network namespace's name would have {len(name)} characters of {_LONGEST_FILE_NAME}",
             remedy="shorten the lab's or the object's name",
         )
     return NETNS / name
@@ -331,5 +331,5 @@ def _invalid_endpoint(text: str, why: str) -> InvalidName:
     return InvalidName(
         f"{text!r} is not an endpoint",
         why=why,
-        remedy="say NAMESPACE/POD, POD, external/NAME or ADDRESS ([ADDRESS] for IPv6), then :PORT[/tcp|udp|sctp]",
+        remedy="say NAMESPACE/POD, POD, external/NAME, ADDRESS or [ADDRESS] (IPv6), and :PORT[/tcp|udp|sctp]",
     )

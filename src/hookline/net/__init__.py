@@ -1,1 +1,71 @@
-"""See docs/design.md."""
+"""Network namespaces, interfaces, routes and neighbours, through netlink (pyroute2).
+
+Functions act on the calling thread's network namespace; ``with net.inside(path):`` moves the thread for a
+while.
+"""
+
+from hookline.net._errors import NetworkError, NetworkNotPermitted
+from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
+from hookline.net._namespaces import NETNS_DIR, create, delete, enter, inside, list_names
+from hookline.net._netlink import (
+    ROUTE_PROTOCOL,
+    Address,
+    Change,
+    Netlink,
+    add_address,
+    add_bridge,
+    add_route,
+    add_veth,
+    delete_address,
+    delete_link,
+    delete_route,
+    set_up,
+)
+from hookline.net._routes import (
+    Neighbour,
+    Route,
+    default_interface,
+    forget,
+    keep_resolved,
+    neighbours,
+    route_to,
+)
+from hookline.net._sysctl import ipv6_available, write_sysctls
+
+__all__ = [
+    "NETNS_DIR",
+    "ROUTE_PROTOCOL",
+    "Address",
+    "Change",
+    "Interface",
+    "Neighbour",
+    "Netlink",
+    "NetworkError",
+    "NetworkNotPermitted",
+    "Offloads",
+    "Route",
+    "add_address",
+    "add_bridge",
+    "add_route",
+    "add_veth",
+    "create",
+    "default_interface",
+    "delete",
+    "delete_address",
+    "delete_link",
+    "delete_route",
+    "enter",
+    "forget",
+    "inside",
+    "interface_index",
+    "interfaces",
+    "ipv6_available",
+    "keep_resolved",
+    "list_names",
+    "neighbours",
+    "offloads",
+    "route_to",
+    "set_offloads",
+    "set_up",
+    "write_sysctls",
+]

@@ -1,0 +1,175 @@
+"""Network namespaces: enter one for a while, make a named one, remove it.
+
+Named namespaces are files in ``/run/netns``, as iproute2 keeps them, so ``ip netns`` shows and enters them
+too. `inside` and `create` act on the calling thread only: other threads stay where they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hookline.net._errors import network_error
+
+NETNS_DIR = Path("/run/netns")
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SHARED = 0x100000
+_MNT_DETACH = 2
+_OWN = "/proc/thread-self/ns/net"
+
+
+@contextmanager
+def inside(namespace: Path | None) -> Iterator[None]:
+    """Run the ``with`` block's thread in a network namespace, and come back however the block ends.
+
+    Sockets opened inside stay there. The block must not await: another task would run inside too.
+
+    Args:
+        namespace: The namespace's file, such as ``/run/netns/NAME`` or ``/proc/PID/ns/net``. None: stay.
+
+    Raises:
+        NetworkError: There is no such namespace, or it may not be entered.
+    """
+    if namespace is None:
+        yield
+        return
+    before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(namespace)
+        try:
+            yield
+        finally:
+            _setns(before, "the network namespace that the thread came from")
+    finally:
+        os.close(before)
+
+
+def enter(namespace: Path) -> None:
+    """Move the calling thread to a network namespace for good (before ``exec``; else see `inside`).
+
+    Raises:
+        NetworkError: There is no such namespace, or it may not be entered.
+    """
+    try:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise network_error(
+            f"cannot enter the network namespace {namespace}",
+            error.errno or 0,
+            why="there is none of that name" if error.errno == errno.ENOENT else "",
+            remedy="hookline lab list shows the labs that are up",
+        ) from None
+    try:
+        _setns(descriptor, f"the network namespace {namespace}")
+    finally:
+        os.close(descriptor)
+
+
+def create(name: str) -> Path:
+    """Make a named network namespace, and return its file. Its loopback interface is down.
+
+    Raises:
+        NetworkError: The name is taken, or this user may not.
+    """
+    path = NETNS_DIR / name
+    _share_directory()
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    except FileExistsError:
+        raise network_error(
+            f"cannot make the network namespace {name}",
+            errno.EEXIST,
+            why="there is one of that name",
+            remedy=f"ip netns delete {name}",
+        ) from None
+    before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc().unshare(_CLONE_NEWNET) != 0:
+            raise network_error(f"cannot make the network namespace {name}", ctypes.get_errno())
+        try:
+            _mount(_OWN, path, _MS_BIND, f"cannot make the network namespace {name}")
+        finally:
+            _setns(before, "the network namespace that the thread came from")
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(before)
+    return path
+
+
+def delete(name: str) -> bool:
+    """Remove a named network namespace, also one that was half made; False where there is none.
+
+    The kernel takes it apart, with its links, once no process and no socket is left in it.
+
+    Raises:
+        NetworkError: This user may not.
+    """
+    path = NETNS_DIR / name
+    while _libc().umount2(os.fsencode(path), _MNT_DETACH) == 0:
+        pass  # more than one mount where the namespace was made twice
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOENT):
+        raise network_error(f"cannot remove the network namespace {name}", number)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise network_error(f"cannot remove the network namespace {name}", error.errno or 0) from None
+    return True
+
+
+def list_names(prefix: str = "") -> list[str]:
+    """The names of all named network namespaces that begin with ``prefix``, in alphabetical order."""
+    try:
+        return sorted(name for name in os.listdir(NETNS_DIR) if name.startswith(prefix))
+    except FileNotFoundError:
+        return []
+
+
+def _share_directory() -> None:
+    """Make ``/run/netns`` a shared mount point, as iproute2 does, so that both tools may add and remove."""
+    NETNS_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory = os.fsencode(NETNS_DIR)
+    if _libc().mount(b"", directory, b"none", _MS_SHARED | _MS_REC, None) == 0:
+        return
+    if ctypes.get_errno() != errno.EINVAL:
+        raise network_error(f"cannot share {NETNS_DIR}", ctypes.get_errno())
+    _mount(NETNS_DIR, NETNS_DIR, _MS_BIND | _MS_REC, f"cannot mount {NETNS_DIR}")
+    _mount("", NETNS_DIR, _MS_SHARED | _MS_REC, f"cannot share {NETNS_DIR}")
+
+
+def _mount(source: str | Path, target: Path, flags: int, what: str) -> None:
+    if _libc().mount(os.fsencode(source), os.fsencode(target), b"none", flags, None) != 0:
+        raise network_error(what, ctypes.get_errno())
+
+
+def _setns(descriptor: int, what: str) -> None:
+    if _libc().setns(descriptor, _CLONE_NEWNET) != 0:
+        raise network_error(f"cannot enter {what}", ctypes.get_errno())
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_ulong,
+        ctypes.c_void_p,
+    ]
+    libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+    libc.unshare.argtypes = [ctypes.c_int]
+    return libc
