@@ -1,0 +1,212 @@
+"""What can go wrong with eBPF, as types that name the missing thing and its remedy.
+
+BpfError                a bpf(2), netlink or libbpf call failed; ``.errno``
+├── ObjectError         an object file that cannot be used
+├── VerifierError       the verifier refused a program; ``.log`` has its whole log
+├── MapFull             a map has no room for another entry
+├── LinkChanged         a link or hook is not in the state that the caller expected
+├── FeatureMissing      this kernel lacks something; exit status 3
+└── NotPermitted        this user lacks a capability; exit status 3
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from hookline.errors import HooklineError
+
+__all__ = [
+    "BpfError",
+    "FeatureMissing",
+    "LinkChanged",
+    "MapFull",
+    "NotPermitted",
+    "ObjectError",
+    "VerifierError",
+    "failure",
+]
+
+ENOTSUPP = 524
+"""The kernel's own "operation not supported", which the C library has no name for."""
+
+_CAPABILITY_BITS = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_IMPLIED_BY_SYS_ADMIN = {"CAP_PERFMON", "CAP_BPF", "CAP_SYS_ADMIN"}
+
+
+class BpfError(HooklineError):
+    """A bpf(2), netlink or libbpf call failed; `errno` is the kernel's answer, or 0 where there was none."""
+
+    def __init__(self, what: str, *, errno: int = 0, why: str = "", remedy: str = "") -> None:
+        super().__init__(what, why=why or (_errno_text(errno) if errno else ""), remedy=remedy)
+        self.errno = errno
+
+
+class ObjectError(BpfError):
+    """An object file that cannot be used as it is."""
+
+
+class MapFull(BpfError):  # noqa: N818
+    """A map has no room for another entry."""
+
+
+class LinkChanged(BpfError):  # noqa: N818
+    """A link or hook is not in the state that the caller expected; nothing was changed."""
+
+
+class FeatureMissing(BpfError):  # noqa: N818
+    """This kernel lacks something.
+
+    Args:
+        feature: What is missing, by the kernel's name for it.
+        minimum_kernel: The first mainline release that has it, such as ``"6.6"``.
+    """
+
+    exit_status: ClassVar[int] = 3
+
+    def __init__(
+        self, feature: str, *, minimum_kernel: str = "", errno: int = 0, why: str = "", remedy: str = ""
+    ) -> None:
+        if not why:
+            why = f"this kernel is {os.uname().release}"
+            if minimum_kernel:
+                why = f"it needs Linux {minimum_kernel} or newer; {why}"
+        super().__init__(f"the kernel has no {feature}", errno=errno, why=why, remedy=remedy)
+        self.feature = feature
+        self.minimum_kernel = minimum_kernel
+
+
+class NotPermitted(BpfError):  # noqa: N818
+    """The kernel refused for want of a capability, or by its own policy.
+
+    Args:
+        what: What was refused.
+        capability: The capability that it takes, such as ``"CAP_BPF"``; several joined by a space.
+    """
+
+    exit_status: ClassVar[int] = 3
+
+    def __init__(
+        self, what: str, *, capability: str, errno: int = 1, why: str = "", remedy: str = ""
+    ) -> None:
+        missing = [name for name in capability.split() if not _holds(name)]
+        if not why:
+            why, remedy = _refusal(missing)
+        super().__init__(what, errno=errno, why=why, remedy=remedy)
+        self.capability = capability
+
+
+class VerifierError(BpfError):
+    """The kernel's verifier refused a program.
+
+    ``str()`` gives the last meaningful lines of the log and how many were left out; `log` is all of it.
+    """
+
+    def __init__(self, program: str, log: str, *, errno: int = 0) -> None:
+        excerpt, omitted = summary(log)
+        lines = f"{omitted} line{'s' if omitted != 1 else ''} of the verifier's log omitted"
+        super().__init__(
+            f"the verifier refused program {program!r}",
+            errno=errno,
+            why=excerpt,
+            remedy=f"{lines}: the error's .log has all" if omitted else "",
+        )
+        self.program = program
+        self.log = log
+
+
+def failure(errno: int, what: str, *, capability: str = "CAP_BPF", remedy: str = "") -> BpfError:
+    """The error for a kernel's answer: `NotPermitted` for EPERM, else `BpfError`."""
+    if errno == 1:
+        return NotPermitted(what, capability=capability)
+    return BpfError(what, errno=errno, remedy=remedy)
+
+
+# Lines that the verifier writes after the reason, or that carry no reason.
+_STATISTICS = re.compile(r"^(processed \d+ insns|verification time|stack depth|mark_precise|max_states)")
+_SOURCE = re.compile(r"^; ")
+_INSTRUCTION = re.compile(r"^\d+: \(")
+_STATE = re.compile(r"^(\d+: R\d|R\d+_?w?=|from \d+ to \d+|last_idx|regs=|parent |\s*$)")
+
+
+def summary(log: str) -> tuple[str, int]:
+    """The last meaningful lines of a verifier's log on one line, and how many other lines there were.
+
+    These are the reason, and before it the instruction and the source line it was given for, where known.
+    """
+    lines = [line.rstrip() for line in log.replace("\0", "").splitlines() if line.strip()]
+    reason = next(
+        (
+            index
+            for index in reversed(range(len(lines)))
+            if not any(p.match(lines[index]) for p in (_STATISTICS, _SOURCE, _INSTRUCTION, _STATE))
+        ),
+        len(lines) - 1,
+    )
+    if reason < 0:
+        return "it gave no reason", 0
+    shown = [lines[reason]]
+    for pattern in (_INSTRUCTION, _SOURCE):
+        for line in reversed(lines[max(0, reason - 40) : reason]):
+            if pattern.match(line):
+                shown.append(f"at `{line.removeprefix('; ').strip()}`")
+                break
+    return " ".join(shown), len(lines) - len(shown)
+
+
+def _errno_text(errno: int) -> str:
+    if errno == ENOTSUPP:
+        return "the kernel does not support this operation (ENOTSUPP)"
+    return os.strerror(errno)
+
+
+def _holds(capability: str) -> bool:
+    """Whether this thread holds a capability, in its own user namespace."""
+    try:
+        status = Path("/proc/thread-self/status").read_text()
+    except OSError:
+        return False
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    if capability in _IMPLIED_BY_SYS_ADMIN and held >> _CAPABILITY_BITS["CAP_SYS_ADMIN"] & 1:
+        return True
+    return bool(held >> _CAPABILITY_BITS[capability] & 1)
+
+
+def _refusal(missing: list[str]) -> tuple[str, str]:
+    """Why a call was not permitted, and the remedy."""
+    if missing:
+        why = f"this process lacks {' and '.join(missing)}"
+        if _in_container():
+            flags = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
+            return why, f"start the container with {flags}, or with --privileged"
+        return why, "run it as root, for example with sudo"
+    if _in_user_namespace():
+        return (
+            "the process is root in a user namespace only, and eBPF needs it in the first one",
+            "run it in the host's user namespace: rootful containers, --userns=host",
+        )
+    return (
+        "the kernel's policy refuses it although the capability is held",
+        "see /sys/kernel/security/lockdown, the kernel's configuration and any seccomp profile",
+    )
+
+
+def _in_container() -> bool:
+    if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv") or os.environ.get("container"):  # noqa: SIM112
+        return True
+    try:
+        return any(
+            name in Path("/proc/1/cgroup").read_text() for name in ("docker", "kubepods", "containerd", "lxc")
+        )
+    except OSError:
+        return False
+
+
+def _in_user_namespace() -> bool:
+    try:
+        return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False

@@ -1,0 +1,289 @@
+"""The bpf(2) system call, by its number, with our own constants.
+
+Debian 12's headers and libbpf describe Linux 6.1; newer commands and attach types are declared here, so that
+one build of Hookline serves every kernel. Attributes are packed by hand: the kernel takes any prefix of
+``union bpf_attr`` and reads the rest as zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno as errnos
+import os
+import platform
+import socket
+import struct
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+
+from hookline.bpf._errors import BpfError, failure
+
+__all__ = ["AttachType", "Command", "Flag", "attributes", "call", "checked", "interface_index", "name_of"]
+
+
+class Command(IntEnum):
+    """``enum bpf_cmd``."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_NEXT_ID = 11
+    MAP_GET_NEXT_ID = 12
+    PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
+    OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
+    RAW_TRACEPOINT_OPEN = 17
+    BTF_GET_FD_BY_ID = 19
+    MAP_FREEZE = 22
+    MAP_LOOKUP_BATCH = 24
+    MAP_LOOKUP_AND_DELETE_BATCH = 25
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
+    LINK_GET_FD_BY_ID = 30
+    LINK_GET_NEXT_ID = 31
+    ENABLE_STATS = 32
+    LINK_DETACH = 34
+
+
+class AttachType(IntEnum):
+    """The members of ``enum bpf_attach_type`` that are named here."""
+
+    XDP = 37
+    TCX_INGRESS = 46
+    TCX_EGRESS = 47
+    NETKIT_PRIMARY = 54
+    NETKIT_PEER = 55
+
+
+class Flag(IntFlag):
+    """Flags of links, of XDP attachment and of test runs; the kernel gives each command its own bits."""
+
+    REPLACE = 1 << 2
+    BEFORE = 1 << 3
+    AFTER = 1 << 4
+    LINK = 1 << 13
+    XDP_GENERIC = 1 << 1
+    XDP_NATIVE = 1 << 2
+    XDP_OFFLOAD = 1 << 3
+    TEST_XDP_LIVE_FRAMES = 1 << 1
+    MMAPABLE = 1 << 10
+    MAP_READ_ONLY_FOR_PROGRAMS = 1 << 7
+
+
+# The kernel's names, as bpftool prints them; the position is the number.
+PROGRAM_TYPES = [
+    "unspec",
+    "socket_filter",
+    "kprobe",
+    "sched_cls",
+    "sched_act",
+    "tracepoint",
+    "xdp",
+    "perf_event",
+    "cgroup_skb",
+    "cgroup_sock",
+    "lwt_in",
+    "lwt_out",
+    "lwt_xmit",
+    "sock_ops",
+    "sk_skb",
+    "cgroup_device",
+    "sk_msg",
+    "raw_tracepoint",
+    "cgroup_sock_addr",
+    "lwt_seg6local",
+    "lirc_mode2",
+    "sk_reuseport",
+    "flow_dissector",
+    "cgroup_sysctl",
+    "raw_tracepoint_writable",
+    "cgroup_sockopt",
+    "tracing",
+    "struct_ops",
+    "ext",
+    "lsm",
+    "sk_lookup",
+    "syscall",
+    "netfilter",
+]
+
+MAP_TYPES = [
+    "unspec",
+    "hash",
+    "array",
+    "prog_array",
+    "perf_event_array",
+    "percpu_hash",
+    "percpu_array",
+    "stack_trace",
+    "cgroup_array",
+    "lru_hash",
+    "lru_percpu_hash",
+    "lpm_trie",
+    "array_of_maps",
+    "hash_of_maps",
+    "devmap",
+    "sockmap",
+    "cpumap",
+    "xskmap",
+    "sockhash",
+    "cgroup_storage",
+    "reuseport_sockarray",
+    "percpu_cgroup_storage",
+    "queue",
+    "stack",
+    "sk_storage",
+    "devmap_hash",
+    "struct_ops",
+    "ringbuf",
+    "inode_storage",
+    "task_storage",
+    "bloom_filter",
+    "user_ringbuf",
+    "cgrp_storage",
+    "arena",
+]
+
+LINK_TYPES = [
+    "unspec",
+    "raw_tracepoint",
+    "tracing",
+    "cgroup",
+    "iter",
+    "netns",
+    "xdp",
+    "perf_event",
+    "kprobe_multi",
+    "struct_ops",
+    "netfilter",
+    "tcx",
+    "uprobe_multi",
+    "netkit",
+    "sockmap",
+]
+
+
+def name_of(names: list[str], number: int) -> str:
+    """The kernel's name for a number, or the number where this Hookline does not know it yet."""
+    return names[number] if number < len(names) else f"type {number}"
+
+
+_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351, "ppc64le": 361}
+_NUMBER = _NUMBERS.get(platform.machine(), 280)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall: Callable[..., int] = _libc.syscall
+_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_ulong]
+_libc.syscall.restype = ctypes.c_long
+
+
+Attributes = ctypes.Array[ctypes.c_char]
+
+
+def attributes(layout: str, *values: int) -> Attributes:
+    """Pack a prefix of ``union bpf_attr``; the kernel's answers are read back from the same buffer."""
+    packed = struct.pack("=" + layout, *values)
+    return ctypes.create_string_buffer(packed, len(packed))
+
+
+def call(command: Command, attr: Attributes) -> int:
+    """Call bpf(2); returns its result, or the negative errno.
+
+    Calls that a signal interrupts are made again, as Python does for its own (PEP 475).
+    """
+    while True:
+        result = _syscall(_NUMBER, command, attr, len(attr))
+        if result >= 0:
+            return result
+        errno = ctypes.get_errno()
+        if errno != errnos.EINTR:
+            return -errno
+
+
+def checked(
+    command: Command, attr: Attributes, what: str, *, capability: str = "CAP_BPF", remedy: str = ""
+) -> int:
+    """Call bpf(2) and raise for a refusal.
+
+    Raises:
+        NotPermitted: EPERM; `capability` names what it takes.
+        BpfError: Any other errno; `what` says what failed.
+    """
+    result = call(command, attr)
+    if result < 0:
+        raise failure(-result, what, capability=capability, remedy=remedy)
+    return result
+
+
+def address(buffer: ctypes.Array[ctypes.c_char] | ctypes.Structure | None) -> int:
+    """Where a ctypes buffer is, for a pointer inside the attributes; 0 for none."""
+    return 0 if buffer is None else ctypes.addressof(buffer)
+
+
+def info(fd: int, structure: ctypes.Structure, what: str) -> None:
+    """Fill an info structure for a descriptor (BPF_OBJ_GET_INFO_BY_FD)."""
+    attr = attributes("IIQ", fd, ctypes.sizeof(structure), address(structure))
+    checked(Command.OBJ_GET_INFO_BY_FD, attr, f"cannot read the kernel's description of {what}")
+
+
+def fd_by_id(command: Command, number: int, what: str) -> int:
+    """A new descriptor for a kernel id; raises `BpfError` with ENOENT where there is none."""
+    attr = attributes("III", number, 0, 0)
+    return checked(command, attr, f"cannot open {what} with id {number}", capability="CAP_SYS_ADMIN")
+
+
+def interface_index(interface: str | int) -> int:
+    """The index of an interface in this thread's network namespace.
+
+    Raises:
+        BpfError: There is no such interface.
+    """
+    try:
+        if isinstance(interface, str):
+            return socket.if_nametoindex(interface)
+        socket.if_indextoname(interface)
+    except OSError:
+        names = ", ".join(name for _, name in socket.if_nameindex())
+        raise BpfError(
+            f"there is no interface {interface!r} in this network namespace",
+            errno=errnos.ENODEV,
+            remedy=f"it has {names}" if names else "it has none",
+        ) from None
+    return interface
+
+
+def interface_name(index: int) -> str:
+    """The name of an interface of this thread's network namespace, or its index where it has none there."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"#{index}"
+
+
+def possible_cpus() -> int:
+    """How many CPUs the kernel may ever bring up: per-CPU values have one slot for each."""
+    global _possible_cpus
+    if not _possible_cpus:
+        with open("/sys/devices/system/cpu/possible") as file:
+            ranges = [part.split("-") for part in file.read().strip().split(",")]
+        _possible_cpus = sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
+    return _possible_cpus
+
+
+_possible_cpus = 0
+
+
+def closed_quietly(fd: int) -> None:
+    """Close a descriptor from a finaliser, where nobody can answer an error."""
+    with contextlib.suppress(OSError):
+        os.close(fd)

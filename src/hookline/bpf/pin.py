@@ -1,0 +1,142 @@
+"""Pins: files in bpffs that keep a map, a program or a link alive without a process.
+
+A pin is one more reference. The kernel frees an object when its last reference goes: descriptors of living
+processes, pins, and what other objects hold (a link holds its program, a program its maps). Whoever dies,
+even by ``kill -9``, drops only its descriptors; pins stay until they are removed or the machine restarts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno as errnos
+import os
+from pathlib import Path
+
+from hookline.bpf import _syscall
+from hookline.bpf._errors import BpfError, NotPermitted, failure
+from hookline.bpf._syscall import Command
+
+__all__ = ["BPFFS", "TRACEFS", "directory", "ensure_bpffs", "ensure_tracefs", "get", "put", "remove"]
+
+BPFFS = Path("/sys/fs/bpf")
+TRACEFS = Path("/sys/kernel/tracing")
+_MAGIC = {"bpf": 0xCAFE4A11, "tracefs": 0x74726163}
+
+
+def ensure_bpffs(path: Path = BPFFS) -> bool:
+    """Mount bpffs at its usual place unless it is; returns whether it had to be mounted."""
+    return _ensure("bpf", path)
+
+
+def ensure_tracefs(path: Path = TRACEFS) -> bool:
+    """Mount tracefs at its usual place unless it is; returns whether it had to be mounted."""
+    return _ensure("tracefs", path)
+
+
+def directory(path: str | os.PathLike[str]) -> Path:
+    """Make a directory for pins, with its parents (mode 0700), and return it.
+
+    Raises:
+        BpfError: It is not under a mounted bpffs.
+    """
+    wanted = Path(path).absolute()
+    existing = next(p for p in (wanted, *wanted.parents) if p.exists())
+    if _magic(existing) != _MAGIC["bpf"]:
+        raise BpfError(
+            f"{wanted} is not in a BPF file system",
+            why=f"{existing} is of another kind",
+            remedy=f"mount -t bpf bpf {BPFFS}",
+        )
+    try:
+        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise failure(error.errno or 0, f"cannot make {wanted}", capability="CAP_SYS_ADMIN") from None
+    return wanted
+
+
+def put(fd: int, path: str | os.PathLike[str], what: str) -> Path:
+    """Pin a descriptor's object at a path; parents are made.
+
+    Raises:
+        BpfError: The path is taken, or is not in bpffs.
+    """
+    place = Path(path).absolute()
+    directory(place.parent)
+    name = ctypes.create_string_buffer(os.fsencode(place))
+    result = _syscall.call(Command.OBJ_PIN, _syscall.attributes("QII", _syscall.address(name), fd, 0))
+    if result == -errnos.EEXIST:
+        raise BpfError(
+            f"cannot pin {what} at {place}",
+            errno=errnos.EEXIST,
+            why="something is pinned there",
+            remedy="adopt what is there with from_pin, or remove it first",
+        )
+    if result < 0:
+        raise failure(-result, f"cannot pin {what} at {place}", capability="CAP_BPF")
+    return place
+
+
+def get(path: str | os.PathLike[str], kind: str) -> int:
+    """A new descriptor for what is pinned at a path.
+
+    Args:
+        path: The pin.
+        kind: What it must be: ``"map"``, ``"program"`` or ``"link"``.
+
+    Raises:
+        BpfError: Nothing is pinned there, or something else is.
+    """
+    place = Path(path).absolute()
+    name = ctypes.create_string_buffer(os.fsencode(place))
+    result = _syscall.call(Command.OBJ_GET, _syscall.attributes("QII", _syscall.address(name), 0, 0))
+    if result == -errnos.ENOENT:
+        raise BpfError(f"nothing is pinned at {place}", errno=errnos.ENOENT)
+    if result == -errnos.EPERM and os.geteuid() == 0:
+        # bpffs answers so for a directory too.
+        raise failure(errnos.EPERM, f"cannot open the pin {place}", capability="CAP_BPF")
+    if result < 0:
+        raise failure(-result, f"cannot open the pin {place}", capability="CAP_BPF")
+    found = _kind(result)
+    if found != kind:
+        os.close(result)
+        raise BpfError(f"the pin {place} holds a {found}", errno=errnos.EINVAL, why=f"a {kind} is wanted")
+    return result
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a pin; what it kept alive goes with the last reference. A pin that is gone is no error."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise failure(error.errno or 0, f"cannot remove the pin {path}", capability="CAP_SYS_ADMIN") from None
+
+
+def _kind(fd: int) -> str:
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    for text, kind in (("bpf-map", "map"), ("bpf-prog", "program"), ("link", "link")):
+        if text in target:
+            return kind
+    return target
+
+
+def _ensure(kind: str, path: Path) -> bool:
+    if path.is_dir() and _magic(path) == _MAGIC[kind]:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    name = kind.encode()
+    if libc.mount(name, os.fsencode(path), name, ctypes.c_ulong(0), None) != 0:
+        errno = ctypes.get_errno()
+        what = f"cannot mount {kind} at {path}"
+        if errno == errnos.EPERM:
+            raise NotPermitted(what, capability="CAP_SYS_ADMIN")
+        raise BpfError(what, errno=errno, remedy=f"mount -t {kind} {kind} {path}")
+    return True
+
+
+def _magic(path: Path) -> int:
+    """The file system's number (statfs(2), ``f_type``)."""
+    buffer = (ctypes.c_long * 32)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.statfs(os.fsencode(path), ctypes.byref(buffer)) != 0:
+        raise failure(ctypes.get_errno(), f"cannot look at {path}", capability="CAP_SYS_ADMIN")
+    return int(buffer[0]) & 0xFFFFFFFF
