@@ -26,7 +26,16 @@ from hookline.model._kubernetes import (
 from hookline.model._node_config import Features, Interface, MapSizes, NatPorts, NodeConfig, NodeConfigSpec
 from hookline.model._parse import parse
 from hookline.model._problems import FieldPath, InvalidResource, Locate, Origin, Problem, Refused
-from hookline.model._resource import HOOKLINE, Metadata, Resource, find_kind, supported_kinds
+from hookline.model._resource import (
+    HOOKLINE,
+    ClusterMetadata,
+    Metadata,
+    OwnClusterMetadata,
+    OwnMetadata,
+    Resource,
+    find_kind,
+    supported_kinds,
+)
 from hookline.model._virtual_service import (
     TABLE_SIZES,
     Backend,
@@ -39,6 +48,7 @@ __all__ = [
     "HOOKLINE",
     "TABLE_SIZES",
     "Backend",
+    "ClusterMetadata",
     "Container",
     "ContainerPort",
     "Endpoint",
@@ -62,6 +72,8 @@ __all__ = [
     "NodeConfig",
     "NodeConfigSpec",
     "Origin",
+    "OwnClusterMetadata",
+    "OwnMetadata",
     "Pod",
     "Problem",
     "Refused",

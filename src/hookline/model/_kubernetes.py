@@ -1,7 +1,7 @@
 """The Kubernetes kinds that Hookline reads: Namespace, Node, Pod, Service, EndpointSlice.
 
 Only the fields that Hookline uses are typed; the rest is accepted and kept as it is. Addresses stay as
-they were written, and the `addresses` properties give them parsed. Defaults are those of the Kubernetes API reference.
+they were written, and the `addresses` properties give them parsed. Defaults are those of Kubernetes' API.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """YAML as resources need it: fast, and without YAML 1.1's surprises.
 
 libyaml's events are built into plain values here rather than by PyYAML's constructors: that takes half the
-time, and lets a repeated key, an alias that unfolds into millions of values, or a tag be refused with its line.
-Plain scalars follow YAML 1.2's core schema: ``on``, ``yes``, ``0777``, ``10:20``, ``1_000`` and dates are text,
-as a reader expects of a configuration file. Keys are always text.
+time, and lets a repeated key, an alias that unfolds into millions of values, or a tag be refused with its
+line. Plain scalars follow YAML 1.2's core schema: ``on``, ``yes``, ``0777``, ``10:20``, ``1_000`` and dates
+are text, as a reader expects of a configuration file. Keys are always text.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class _Builder:
         return value
 
     def _size(self, value: Any) -> int:
-        """How many values an alias unfolds into. Containers are known by identity: anchors keep them alive."""
+        """How many values an alias unfolds into. Containers are known by identity."""
         if not isinstance(value, dict | list):
             return 1
         known = self._sizes.get(id(value))
@@ -230,10 +230,12 @@ def _yaml_problem(error: yaml.YAMLError, text: str, path: str) -> Problem:
         reason = getattr(error, "reason", None) or str(error)
         return Problem(f"not valid YAML: {reason}", place=f"{path}:{line}")
     mark = error.problem_mark
-    lines = text.split("\n")
-    broken = lines[mark.line] if mark.line < len(lines) else ""
+    lines = text.splitlines() or [""]
+    # A text that ends too early is broken after its last line; that line's end says more.
+    line, column = (mark.line, mark.column) if mark.line < len(lines) else (len(lines) - 1, len(lines[-1]))
+    broken = lines[line]
     indent = broken[: len(broken) - len(broken.lstrip())]
-    place = f"{path}:{mark.line + 1}:{mark.column + 1}"
+    place = f"{path}:{line + 1}:{column + 1}"
     if "\t" in indent:
         return Problem(
             "not valid YAML: a tab indents this line",
@@ -243,7 +245,7 @@ def _yaml_problem(error: yaml.YAMLError, text: str, path: str) -> Problem:
     why = f"not valid YAML: {error.problem or 'it cannot be read'}"
     if error.context:
         why += f" {error.context}"
-        if error.context_mark is not None and error.context_mark.line != mark.line:
+        if error.context_mark is not None and error.context_mark.line != line:
             why += f" that begins on line {error.context_mark.line + 1}"
     shown = broken.strip()[:60]
     return Problem(why + (f", at {shown!r}" if shown.isprintable() and shown else ""), place=place)
