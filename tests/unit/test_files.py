@@ -272,7 +272,10 @@ def test_error_names_its_line(old: str, new: str, expected: str) -> None:
         ),
         (
             "hello",
-            'a.yaml:1: "hello" is not a resource (a resource is a mapping with apiVersion, kind and metadata)',
+            (
+                'a.yaml:1: "hello" is not a resource '
+                "(a resource is a mapping with apiVersion, kind and metadata)"
+            ),
         ),
         ("? [a]\n: 1\n", "a.yaml:1:3: a key is text, and here it is not"),
         ("a: *b\n", "a.yaml:1:4: the alias *b stands for nothing before it"),
