@@ -1,1 +1,31 @@
-"""See docs/design.md."""
+"""Turns what is wanted into what is: plan, apply, adoption, pinned state.
+
+`Node` is the way in. `pools` says what the documents mean, `placement` where backends are, `tables` what the kernel's maps must
+hold, `state` keeps what is wanted, and the programs themselves are `hookline.datapath.loadbalancer`'s.
+"""
+
+from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError
+from hookline.control.node import Applied, BackendStatus, Node, PoolStatus
+from hookline.control.placement import Placement
+from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
+from hookline.control.pools import Frontend, Pool, Target
+
+__all__ = [
+    "Applied",
+    "BackendStatus",
+    "Conflict",
+    "ControlError",
+    "DoesNotFit",
+    "Frontend",
+    "Node",
+    "NotThere",
+    "Placement",
+    "Plan",
+    "Pool",
+    "PoolStatus",
+    "PoolSummary",
+    "ResourceChange",
+    "StateError",
+    "Target",
+    "Usage",
+]

@@ -29,6 +29,9 @@ struct service {
 	__u32 table_page; /* first page in maglev */
 	__u32 table_size; /* slots; 0 when there is no backend */
 	__u32 flags;
+	/* For the control plane alone, so that it can adopt what it finds. */
+	__u64 pool;        /* the backends that this row and its sisters share */
+	__u64 fingerprint; /* of all that the table was built from */
 };
 
 enum backend_flags {
@@ -43,6 +46,7 @@ struct backend {
 	__be16 port;
 	__u16 generation; /* counts the reuses of this row */
 	__u32 flags;
+	__u64 pool; /* for the control plane alone: the services that share the row */
 };
 
 /* Slots are kept in pages, so that one map holds the tables of all services, each of its own size. */

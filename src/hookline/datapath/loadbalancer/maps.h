@@ -76,6 +76,7 @@ struct {
 struct settings {
 	__u32 balance_id; /* of the program whose exceptions are counted */
 	__u32 pad;
+	__u64 digest; /* for the control plane alone: of the object and its tunables */
 };
 
 struct {

@@ -1,0 +1,747 @@
+"""One node: its wanted state, and the kernel that is brought to it.
+
+`Node.apply` is the one way to change anything: the plan is made and checked first, then the wanted state is written, the kernel
+follows, and the transaction is committed. What cannot fit, cannot be attached or belongs to somebody else is refused before
+anything is touched. A process that finds a node prepared by another one adopts it and changes only what differs; within one
+process the tables are remembered, so a small change costs what that change costs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from hookline import bpf, net
+from hookline.control._errors import Conflict, ControlError, NotThere
+from hookline.control.placement import Placement, Placements, packed
+from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
+from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
+from hookline.control.state import State, Stored, locked
+from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
+from hookline.datapath.loadbalancer import maglev
+from hookline.datapath.loadbalancer.balancer import Attachment, LoadBalancer, Totals, Tunables, totals
+from hookline.model import EndpointSlice, NodeConfig, Pod, Resource, Service, VirtualService
+from hookline.model.names import NodeName
+from hookline.sources import files
+
+Address = IPv4Address | IPv6Address
+PathLike = str | os.PathLike[str]
+OWNERS = frozenset({"lab"})
+"""Sources that alone may change their objects; every other source is a file's path."""
+
+# The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
+RESOLVED_NEIGHBOURS_MAX = 512
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """One backend of a pool as the kernel has it. Counters are sums over the CPUs since the backend was added.
+
+    Attributes:
+        slots: Slots of the table that are its own.
+    """
+
+    target: Target
+    placement: Placement
+    slots: int
+    connections: int
+    packets: int
+    bytes: int
+    reply_packets: int
+    reply_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """One pool as the kernel has it. Counters are sums over its frontends and the CPUs."""
+
+    pool: Pool
+    table_size: int
+    connections: int
+    packets: int
+    bytes: int
+    drops: int
+    backends: tuple[BackendStatus, ...]
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a change did: its plan as carried out, and the attachments."""
+
+    plan: Plan
+    attachments: list[Attachment] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Kernel:
+    """What this process holds of the node's kernel side, in step with it as long as nobody else changes the node."""
+
+    balancer: LoadBalancer
+    tables: Tables
+    uplinks: tuple[tuple[str, str], ...] = ()
+
+
+class Node:
+    """A node: this machine (``host``) or one of a lab (``lab/LAB/NODE``). Close it, or use it as a context manager.
+
+    Args:
+        name: The node's name.
+        on_change: Called after every change that was carried out, in the node's own network namespace.
+
+    Raises:
+        model.names.InvalidName: The name is none.
+    """
+
+    def __init__(
+        self, name: str | NodeName = "host", *, on_change: Callable[[Node], None] | None = None
+    ) -> None:
+        self.name = name if isinstance(name, NodeName) else NodeName.parse(name)
+        self._on_change = on_change
+        self._state: State | None = None
+        self._stored: dict[str, Stored] = {}
+        self._pools: dict[str, tuple[Pool, ...]] = {}
+        self._hops: dict[int, frozenset[tuple[str, str]]] = {}
+        self._neighbours: set[tuple[str, str]] = set()
+        self._kernel: _Kernel | None = None
+
+    def close(self) -> None:
+        """Lets go of files and descriptors; the kernel goes on."""
+        if self._kernel is not None:
+            self._kernel.balancer.close()
+            self._kernel = None
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- changing
+
+    def apply(
+        self,
+        what: PathLike | Resource | Iterable[PathLike | Resource],
+        *,
+        prune: bool = False,
+        owner: str | None = None,
+    ) -> Applied:
+        """Adds and changes objects, and brings the kernel to it.
+
+        Args:
+            what: Files, folders or resources.
+            prune: Also remove what the same files once set and no longer hold.
+            owner: Apply as this owner: its objects become exactly these.
+
+        Raises:
+            model.InvalidResource: A document is wrong.
+            ControlError: The change is refused; nothing was changed.
+            bpf.BpfError: The kernel refuses; what was is still there.
+        """
+        loaded = _loaded(what)
+        with self._writing():
+            draft = self._draft(loaded, prune=prune, owner=owner)
+            return self._carry_out(draft)
+
+    def plan(
+        self,
+        what: PathLike | Resource | Iterable[PathLike | Resource] = (),
+        *,
+        prune: bool = False,
+        delete: Sequence[str] = (),
+    ) -> Plan:
+        """What `apply` or `delete` would do, with the connections that would move; changes nothing."""
+        loaded = _loaded(what)
+        with self._writing():
+            draft = self._draft(loaded, prune=prune, delete=delete)
+            self._work_out_moves(draft)
+            if draft.plan.loads:
+                self._forget_kernel()
+            return draft.plan
+
+    def delete(self, references: Sequence[str]) -> Applied:
+        """Removes objects by reference, ``VirtualService/default/orders``.
+
+        Raises:
+            NotThere: One of them does not exist; nothing was changed.
+            Conflict: One of them belongs to an owner.
+        """
+        with self._writing():
+            return self._carry_out(self._draft([], delete=references))
+
+    # -- reading
+
+    def resources(self, kind: type[Resource] | None = None) -> list[Resource]:
+        """The wanted objects, of one kind or all."""
+        self._refresh()
+        found = (item.resource for item in self._stored.values())
+        return [resource for resource in found if kind is None or isinstance(resource, kind)]
+
+    def source_of(self, reference: str) -> str:
+        """What set an object: a file's path or an owner.
+
+        Raises:
+            NotThere: There is no such object.
+        """
+        self._refresh()
+        if reference not in self._stored:
+            raise self._not_there(reference)
+        return self._stored[reference].source
+
+    def services(self) -> list[PoolStatus]:
+        """Every service's pools with their backends and counters, as the kernel has them.
+
+        Raises:
+            bpf.NotPermitted: Reading maps is not allowed.
+        """
+        with self._inside():
+            self._refresh()
+            pools = [pool for group in self._pools.values() for pool in group]
+            if not pools or not LoadBalancer.exists(self.name.pins):
+                return []
+            placements = Placements(frozenset(name for name, _ in self._uplinks(self._config())))
+            with self._opened() as kernel:
+                return _statuses(pools, placements, kernel)
+
+    def totals(self) -> Totals | None:
+        """The node's counters; None where nothing is loaded."""
+        pins = self.name.pins / "maps"
+        if not (pins / "metrics").exists():
+            return None
+        with (
+            bpf.Map.from_pin(pins / "metrics") as metrics,
+            bpf.Map.from_pin(pins / "exceptions") as exceptions,
+        ):
+            return totals({"metrics": metrics, "exceptions": exceptions})
+
+    def service_addresses(self) -> dict[Address, frozenset[Address]]:
+        """Every address that is balanced, with the backends that must have it on their loopback (``dsr``)."""
+        with self._inside():
+            self._refresh()
+            found: dict[Address, set[Address]] = {}
+            placements = Placements(frozenset(name for name, _ in self._uplinks(self._config())))
+            for pool in (pool for group in self._pools.values() for pool in group):
+                direct = {
+                    target.address
+                    for target in (pool.targets if pool.forwarding == "dsr" else ())
+                    if placements.place(target.address, "dsr").how == "dsr"
+                }
+                for frontend in pool.frontends:
+                    found.setdefault(frontend.address, set()).update(direct)
+            return {address: frozenset(backends) for address, backends in found.items()}
+
+    # -- drafting
+
+    def _draft(
+        self,
+        loaded: Sequence[Resource],
+        *,
+        prune: bool = False,
+        delete: Sequence[str] = (),
+        owner: str | None = None,
+    ) -> Draft:
+        plan = Plan()
+        put: dict[str, tuple[Resource, str]] = {}
+        for resource in loaded:
+            source = owner or _source(resource)
+            known = self._stored.get(resource.reference)
+            if known is not None and known.source in OWNERS and known.source != owner:
+                raise Conflict(
+                    f"{resource.reference} belongs to the {known.source}",
+                    why="its owner would change it back",
+                    remedy=f"change it where the {known.source} has it from",
+                )
+            action: Action = "create" if known is None else "keep" if known.resource == resource else "change"
+            plan.resources.append(ResourceChange(action, resource.reference))
+            if known is None or known.resource != resource or known.source != source:
+                put[resource.reference] = (resource, source)
+        drop = self._dropped(loaded, prune=prune, delete=delete, owner=owner)
+        plan.resources.extend(ResourceChange("remove", reference) for reference in drop)
+
+        touched = {name for name, (resource, _) in put.items() if self._differs(resource)} | set(drop)
+        wanted = self._wanted(put, drop)
+        pools = self._compiled(wanted, touched)
+        refuse_duplicates(pool for group in pools.values() for pool in group)
+        config = self._config(wanted)
+        draft = Draft(plan, put, drop, TableChange(), config)
+        self._draft_kernel(draft, pools)
+        draft.pools = pools
+        return draft
+
+    def _dropped(
+        self, loaded: Sequence[Resource], *, prune: bool, delete: Sequence[str], owner: str | None
+    ) -> list[str]:
+        held = {resource.reference for resource in loaded}
+        drop = []
+        for reference in delete:
+            known = self._stored.get(reference)
+            if known is None:
+                raise self._not_there(reference)
+            if known.source in OWNERS:
+                raise Conflict(
+                    f"{reference} belongs to the {known.source}",
+                    why="its owner would make it again",
+                    remedy=f"remove it where the {known.source} has it from",
+                )
+            drop.append(reference)
+        if owner is not None:
+            drop += [name for name, item in self._stored.items() if item.source == owner and name not in held]
+        elif prune:
+            sources = {_source(resource) for resource in loaded}
+            drop += [
+                name
+                for name, item in self._stored.items()
+                if item.source not in OWNERS and name not in held and item.source in sources
+            ]
+        return list(dict.fromkeys(drop))
+
+    def _not_there(self, reference: str) -> NotThere:
+        kind = reference.partition("/")[0]
+        there = [name for name in self._stored if name.startswith(f"{kind}/")]
+        return NotThere(
+            f"{reference} does not exist on node {self.name}",
+            why=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there[:5])}{' …' * (len(there) > 5)}"
+            if there
+            else f"it has no {kind}",
+            remedy="hookline get all",
+        )
+
+    def _differs(self, resource: Resource) -> bool:
+        known = self._stored.get(resource.reference)
+        return known is None or known.resource != resource
+
+    def _wanted(self, put: Mapping[str, tuple[Resource, str]], drop: Sequence[str]) -> dict[str, Resource]:
+        wanted = {name: item.resource for name, item in self._stored.items()}
+        wanted.update({name: resource for name, (resource, _) in put.items()})
+        for reference in drop:
+            del wanted[reference]
+        return wanted
+
+    def _compiled(self, wanted: Mapping[str, Resource], touched: set[str]) -> dict[str, tuple[Pool, ...]]:
+        """The pools of every service; those of services that nothing touched are taken over."""
+        services = {
+            name: resource
+            for name, resource in wanted.items()
+            if isinstance(resource, VirtualService | Service)
+        }
+        all_again = any(name.startswith((f"{Pod.kind}/", f"{EndpointSlice.kind}/")) for name in touched)
+        if not all_again and not any(name in services or name in self._pools for name in touched):
+            return self._pools
+        inventory = Inventory.of(wanted.values())
+        return {
+            name: compile_service(service, inventory)
+            if all_again or name in touched or name not in self._pools
+            else self._pools[name]
+            for name, service in services.items()
+        }
+
+    def _config(self, wanted: Mapping[str, Resource] | None = None) -> NodeConfig | None:
+        """The node's own NodeConfig; the host's is called ``host`` or as the machine is."""
+        names = {self.name.node} | ({socket.gethostname()} if self.name.lab is None else set())
+        found: Iterable[Resource] = (
+            wanted.values() if wanted is not None else (item.resource for item in self._stored.values())
+        )
+        return next(
+            (item for item in found if isinstance(item, NodeConfig) and item.metadata.name in names), None
+        )
+
+    def _uplinks(self, config: NodeConfig | None) -> tuple[tuple[str, Any], ...]:
+        chosen = [
+            (interface.name, interface.xdp_mode)
+            for interface in (config.spec.interfaces if config else ())
+            if interface.role == "uplink"
+        ]
+        if not chosen:
+            chosen = [(net.default_interface(), "auto")]
+        for name, _ in chosen:
+            net.interface_index(name)
+        return tuple(chosen)
+
+    def _draft_kernel(self, draft: Draft, pools: Mapping[str, tuple[Pool, ...]]) -> None:
+        """What the kernel's tables and attachments need; loads the programs, unattached, where they are not."""
+        plan = draft.plan
+        every = [pool for group in pools.values() for pool in group]
+        if not every:
+            plan.detaches = LoadBalancer.exists(self.name.pins)
+            return
+        uplinks = self._uplinks(draft.config)
+        plan.uplinks = tuple((name, str(mode)) for name, mode in uplinks)
+        placements = Placements(frozenset(name for name, _ in uplinks))
+        kernel = self._kernel
+        tunables = _tunables(draft.config, uplinks)
+        in_step = (
+            kernel is not None and kernel.uplinks == plan.uplinks and kernel.balancer.tunables == tunables
+        )
+        if kernel is None or kernel.balancer.tunables != tunables:
+            self._forget_kernel()
+            balancer = LoadBalancer.open(self.name.pins, tunables)
+            kernel = self._kernel = _Kernel(balancer, Tables(balancer))
+        plan.loads = kernel.balancer.fresh
+        if kernel.balancer.fresh and "connections" in kernel.balancer.replaced:
+            plan.warnings.append("the connection table changes its size: what fits is copied")
+
+        only = None
+        considered = every
+        if in_step:
+            before = {pool.key: pool for group in self._pools.values() for pool in group}
+            after = {pool.key: pool for pool in every}
+            changed = {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
+            only = frozenset(key for key in changed if before.get(key) != after.get(key))
+            considered = [after[key] for key in only if key in after]
+        draft.change = kernel.tables.diff(considered, placements, only=only)
+        kernel.tables.check_fits(draft.change)
+        self._note_placements(draft, considered, placements, full=only is None)
+        plan.pools = [_summary(change) for change in draft.change.pools]
+        plan.usage = _usage(kernel, draft.change)
+
+    def _note_placements(
+        self, draft: Draft, pools: Sequence[Pool], placements: Placements, *, full: bool
+    ) -> None:
+        hops = {} if full else dict(self._hops)
+        forwarded: set[int] = set()
+        for pool in pools:
+            mine = set()
+            for target in pool.targets:
+                placement = placements.place(target.address, pool.forwarding)
+                if placement.note:
+                    draft.plan.warnings.append(
+                        f"{pool.service} port {pool.port}: {target.name} ({target.address}): {placement.note}"
+                    )
+                if placement.next_hop:
+                    mine.add(placement.next_hop)
+                if placement.forwarded:
+                    forwarded.add(pool.version)
+            hops[pool.key] = frozenset(mine)
+            if not pool.active:
+                draft.plan.warnings.append(
+                    f"{pool.service} port {pool.port}: no IPv{pool.version} backend takes connections; "
+                    "its packets are dropped and counted as no_backend"
+                )
+        draft.hops = hops
+        _require_forwarding(forwarded)
+
+    def _work_out_moves(self, draft: Draft) -> None:
+        """Fills in, for a dry run, how many new connections would go elsewhere and how many open ones are concerned."""
+        if self._kernel is None:
+            return
+        tables = self._kernel.tables
+        gone = {row for change in draft.change.pools for row in change.gone_rows}
+        counts: dict[int, int] = {}
+        if gone:
+            _, values = self._kernel.balancer.maps["connections"].read()
+            rows, found = np.unique(values["backend"], return_counts=True)
+            counts = dict(zip(rows.tolist(), found.tolist(), strict=True))
+        draft.plan.pools = [
+            _summary(change, _moved(change, tables), sum(counts.get(row, 0) for row in change.gone_rows))
+            for change in draft.change.pools
+        ]
+
+    # -- carrying out
+
+    def _carry_out(self, draft: Draft) -> Applied:
+        state = self._opened_state()
+        applied = Applied(draft.plan)
+        with state.change():
+            state.put(Stored(resource, source) for resource, source in draft.put.values())
+            state.remove(draft.drop)
+            try:
+                applied.attachments = self._carry_out_kernel(draft)
+            except BaseException:
+                # What is in the kernel now is to be read again, not remembered.
+                self._forget_kernel()
+                raise
+            state.put_neighbours(self._neighbours)
+        state.changed_elsewhere()
+        for reference, (resource, source) in draft.put.items():
+            self._stored[reference] = Stored(resource, source)
+        for reference in draft.drop:
+            del self._stored[reference]
+        self._pools = draft.pools
+        self._hops = draft.hops
+        if self._on_change is not None:
+            self._on_change(self)
+        return applied
+
+    def _carry_out_kernel(self, draft: Draft) -> list[Attachment]:
+        if draft.plan.detaches:
+            return self._remove_kernel()
+        kernel = self._kernel
+        if kernel is None:
+            return []
+        self._resolve_neighbours(draft)
+        attachments = []
+        uplinks: Any = draft.plan.uplinks
+        # Programs that take over meet whole tables; where they are running already, an interface that
+        # refuses them must stop the change before the tables are touched.
+        fresh = kernel.balancer.fresh
+        if fresh:
+            kernel.tables.carry_out(draft.change)
+        if fresh or kernel.uplinks != draft.plan.uplinks:
+            attachments = kernel.balancer.activate(uplinks)
+            kernel.uplinks = draft.plan.uplinks
+        if not fresh:
+            kernel.tables.carry_out(draft.change)
+        return attachments
+
+    def _resolve_neighbours(self, draft: Draft) -> None:
+        """Has the kernel keep every next hop's layer-2 address, and forget those that only Hookline wanted."""
+        wanted = set().union(*draft.hops.values()) if draft.hops else set()
+        if len(wanted) > RESOLVED_NEIGHBOURS_MAX:
+            draft.plan.warnings.append(
+                f"{len(wanted)} next hops: {RESOLVED_NEIGHBOURS_MAX} are kept resolved, the first packets to the "
+                "others take the stack's way"
+            )
+            wanted = set(sorted(wanted)[:RESOLVED_NEIGHBOURS_MAX])
+        for address, interface in wanted - self._neighbours:
+            net.keep_resolved(_address(address), interface)
+        self._forget_neighbours(self._neighbours - wanted)
+        self._neighbours = wanted
+
+    def _forget_neighbours(self, pairs: Iterable[tuple[str, str]]) -> None:
+        for address, interface in pairs:
+            try:
+                net.forget(_address(address), interface)
+            except net.NetworkError:
+                continue  # the interface is gone, and its neighbours with it
+
+    def _remove_kernel(self) -> list[Attachment]:
+        """Detaches and unpins everything, also what another version left."""
+        from hookline.datapath.loadbalancer.balancer import remove
+
+        self._forget_kernel()
+        self._forget_neighbours(self._neighbours)
+        self._neighbours = set()
+        return remove(self.name.pins)
+
+    # -- staying in step
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        with net.inside(self._namespace()):
+            yield
+
+    def _namespace(self) -> Path | None:
+        path = self.name.netns
+        if path is not None and not path.exists():
+            raise NotThere(
+                f"node {self.name} does not exist",
+                why=f"there is no network namespace {path.name}",
+                remedy="hookline lab list",
+            )
+        return path
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The node's lock, its network namespace, and a fresh view of its state."""
+        self._namespace()
+        with locked(self.name.state_dir), self._inside():
+            bpf.ensure_bpffs()
+            self._refresh()
+            yield
+
+    def _opened_state(self) -> State:
+        if self._state is None:
+            self._state = State(self.name.state_dir)
+        return self._state
+
+    def _refresh(self) -> None:
+        """Reads the wanted state again if another process changed it, and forgets what was known of the kernel."""
+        state = self._opened_state()
+        if not state.changed_elsewhere():
+            return
+        self._forget_kernel()
+        self._stored = state.resources()
+        self._neighbours = state.neighbours()
+        self._pools = {}
+        self._hops = {}
+        wanted = {name: item.resource for name, item in self._stored.items()}
+        self._pools = self._compiled(wanted, set(wanted))
+
+    def _forget_kernel(self) -> None:
+        if self._kernel is not None:
+            self._kernel.balancer.close()
+            self._kernel = None
+
+    @contextmanager
+    def _opened(self) -> Iterator[_Kernel]:
+        """The kernel side for reading: this process's own, or adopted for the moment."""
+        if self._kernel is not None:
+            yield self._kernel
+            return
+        config = self._config()
+        with LoadBalancer.open(self.name.pins, _tunables(config, self._uplinks(config))) as balancer:
+            yield _Kernel(balancer, Tables(balancer))
+
+
+def _loaded(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:
+    if isinstance(what, str | os.PathLike | Resource):
+        what = [what]
+    paths: list[PathLike] = []
+    resources: list[Resource] = []
+    for item in what:
+        if isinstance(item, Resource):
+            resources.append(item)
+        else:
+            paths.append(item)
+    return resources + (files.load(paths) if paths else [])
+
+
+def _source(resource: Resource) -> str:
+    return os.path.abspath(resource.origin.path) if resource.origin else "python"
+
+
+def _address(text: str) -> Address:
+    return IPv6Address(text) if ":" in text else IPv4Address(text)
+
+
+def _tunables(config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
+    generic = any(mode == "generic" for _, mode in uplinks)
+    if config is None:
+        return Tunables(check_mtu=not generic)
+    maps, ports = config.spec.maps, config.spec.nat
+    return Tunables(
+        nat_port_min=ports.port_min,
+        nat_port_max=ports.port_max,
+        check_mtu=not generic,
+        connections=maps.connections,
+        services=maps.services,
+        backends=maps.backends,
+        maglev_pages=maps.maglev_pages,
+    )
+
+
+FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+
+
+def _require_forwarding(versions: set[int]) -> None:
+    for version in sorted(versions):
+        path = FORWARDING[version]
+        if path.exists() and path.read_text().strip() == "0":
+            name = ".".join(path.parts[3:])
+            raise ControlError(
+                f"IPv{version} forwarding is switched off on this node",
+                why="backends that are not on the node itself cannot be reached without it",
+                remedy=f"sysctl -w {name}=1",
+            )
+
+
+def _summary(change: PoolChange, moved: float | None = None, connections: int | None = None) -> PoolSummary:
+    pool = change.pool
+    if pool is None:
+        return PoolSummary("remove", "", "", "", (), (), len(change.gone_rows), 0, None, connections)
+    fresh = len(change.new_frontends) == len(pool.frontends)
+    return PoolSummary(
+        "create" if fresh else "change",
+        pool.service,
+        pool.port,
+        f"IPv{pool.version}",
+        tuple(map(str, pool.frontends)),
+        tuple(f"{_host(item.target)} ({item.placement.how})" for item in change.new),
+        len(change.gone_rows),
+        change.pages,
+        moved,
+        connections,
+    )
+
+
+def _host(target: Target) -> str:
+    host = f"[{target.address}]" if target.address.version == 6 else str(target.address)
+    return f"{host}:{target.port}"
+
+
+def _moved(change: PoolChange, tables: Tables) -> float | None:
+    """Share of slots that change hands; None where there was no table or its size changes."""
+    pool = change.pool
+    if pool is None or not change.rebuild or pool.algorithm == "modulo":
+        return None
+    old = tables.table(pool.frontends[0])
+    if len(old) != pool.table_size:
+        return None
+    active = [item for item in change.placed if item.target.weight and item.placement.how != "unreachable"]
+    rows = tables.pool_rows(pool)
+    # Backends without a row yet get numbers that no row has.
+    numbers = np.array(
+        [
+            rows.get((packed(item.target.address), item.target.port), (1 << 31) + index)
+            for index, item in enumerate(active)
+        ],
+        np.uint32,
+    )
+    slots = maglev.build(
+        [item.target.identity for item in active], [item.target.weight for item in active], len(old)
+    )
+    return float(np.mean(numbers[slots] != old))
+
+
+def _usage(kernel: _Kernel, change: TableChange) -> dict[str, Usage]:
+    tables, maps = kernel.tables, kernel.balancer.maps
+    keys = {frontend_key(frontend) for pool in change.pools for frontend in pool.new_frontends} | set(
+        change.addresses
+    )
+    backends = sum(len(pool.new) - len(pool.gone_rows) for pool in change.pools)
+    pages = sum(tables.used_pages().values()) + sum(pool.pages for pool in change.pools)
+    return {
+        "services": Usage(
+            len(tables.services) + len(keys - tables.services.keys()) - len(change.removed),
+            maps["services"].max_entries,
+        ),
+        "backends": Usage(tables.backends_in_use() + backends, maps["backends"].max_entries - 1),
+        "maglev": Usage(pages, tables.table_pages),
+    }
+
+
+def _statuses(pools: Sequence[Pool], placements: Placements, kernel: _Kernel) -> list[PoolStatus]:
+    maps, tables = kernel.balancer.maps, kernel.tables
+    _, service_counters = maps["service_metrics"].read()
+    _, backend_counters = maps["backend_metrics"].read()
+    found = []
+    for pool in pools:
+        rows = [row for f in pool.frontends if (row := tables.services.get(frontend_key(f))) is not None]
+        counters = service_counters[[row.id for row in rows]]
+        slots = dict(
+            zip(
+                *(part.tolist() for part in np.unique(tables.table(pool.frontends[0]), return_counts=True)),
+                strict=True,
+            )
+        )
+        rows_of = tables.pool_rows(pool)
+        backends = []
+        for target in pool.targets:
+            number = rows_of.get((packed(target.address), target.port))
+            counts = backend_counters[number] if number is not None else np.zeros(1, backend_counters.dtype)
+            backends.append(
+                BackendStatus(
+                    target,
+                    placements.place(target.address, pool.forwarding),
+                    slots.get(number, 0),
+                    *(
+                        int(counts[name].sum())
+                        for name in ("connections", "packets", "bytes", "reply_packets", "reply_bytes")
+                    ),
+                )
+            )
+        found.append(
+            PoolStatus(
+                pool,
+                table_size=rows[0].table_size if rows else 0,
+                connections=int(counters["connections"].sum()),
+                packets=int(counters["packets"].sum()),
+                bytes=int(counters["bytes"].sum()),
+                drops=int(counters["drops"].sum()),
+                backends=tuple(backends),
+            )
+        )
+    return found

@@ -1,0 +1,99 @@
+"""How a backend is reached from this node: by the stack, by its layer-2 address, or by address translation.
+
+Decided by the kernel's own routes. XDP sends only what leaves by an uplink; whatever else the node can reach (its own
+addresses, pods behind their veths, a bridge) is rewritten and left to the stack, where the pod's own programs see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal
+
+from hookline import net
+
+Address = IPv4Address | IPv6Address
+
+BACKEND_ACTIVE = 1
+BACKEND_LOCAL = 2
+BACKEND_DSR = 4
+
+
+def packed(address: Address) -> bytes:
+    """An address as the programs keep it: 16 octets, IPv4 as ::ffff:a.b.c.d."""
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a backend is, and what the programs do to reach it.
+
+    Attributes:
+        how: ``unreachable`` backends get no connections.
+        flags: The row's flags.
+        source: The node's address towards it, packed; zeros where none is needed.
+        next_hop: The neighbour whose layer-2 address must be known, with its interface; None where the stack delivers.
+        note: Why it is not what the service asked for; empty where it is.
+    """
+
+    how: Literal["local", "dsr", "nat", "unreachable"]
+    flags: int = 0
+    source: bytes = bytes(16)
+    next_hop: tuple[str, str] | None = None
+    forwarded: bool = False
+    note: str = ""
+
+
+class Placements:
+    """Places backends by this node's routes, each address once.
+
+    Args:
+        uplinks: Names of the interfaces that XDP is on.
+        route_to: The kernel's answer to "which way"; `net.route_to`.
+    """
+
+    def __init__(
+        self, uplinks: frozenset[str], route_to: Callable[[Address], net.Route] = net.route_to
+    ) -> None:
+        self._uplinks = uplinks
+        self._route_to = route_to
+        self._routes: dict[Address, net.Route] = {}
+
+    def route(self, address: Address) -> net.Route:
+        """The route to an address, remembered."""
+        if address not in self._routes:
+            self._routes[address] = self._route_to(address)
+        return self._routes[address]
+
+    def is_own(self, address: Address) -> bool:
+        """Whether the address is one of the node's own."""
+        return self.route(address).kind == "local"
+
+    def place(self, address: Address, forwarding: Literal["nat", "dsr"]) -> Placement:
+        """The placement of a backend of a service with this forwarding."""
+        route = self.route(address)
+        if route.kind == "unreachable":
+            return Placement("unreachable", note="the node has no route to it")
+        if route.kind == "local":
+            return Placement("local", BACKEND_ACTIVE | BACKEND_LOCAL)
+        if route.interface not in self._uplinks:
+            return Placement("local", BACKEND_ACTIVE | BACKEND_LOCAL, forwarded=True)
+        next_hop = (str(route.gateway or address), route.interface)
+        if forwarding == "dsr" and route.gateway is None:
+            return Placement("dsr", BACKEND_ACTIVE | BACKEND_DSR, next_hop=next_hop, forwarded=True)
+        if route.source is None:
+            return Placement(
+                "unreachable",
+                note=f"the node has no IPv{address.version} address on {route.interface} to translate to",
+            )
+        return Placement(
+            "nat",
+            BACKEND_ACTIVE,
+            packed(route.source),
+            next_hop,
+            forwarded=True,
+            note=f"reached through {route.gateway}, so dsr cannot address it: nat"
+            if forwarding == "dsr"
+            else "",
+        )

@@ -1,0 +1,126 @@
+"""A plan: everything that one change would do, as data. Made before anything is touched, shown by ``--dry-run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hookline.control.pools import Pool
+from hookline.control.tables import TableChange
+from hookline.model import NodeConfig, Resource
+
+Action = Literal["create", "change", "remove", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceChange:
+    """What happens to one object of the wanted state."""
+
+    action: Action
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSummary:
+    """What happens to one port of a service in one family.
+
+    Attributes:
+        added: Backends that get a row, as ``address:port (placement)``.
+        removed: How many backends go.
+        moved: Share of the table's slots, 0 to 1, whose new connections go to another backend than before; None where
+            it was not worked out (only a dry run does).
+        open_connections: Connections in the table that are with backends that go; None as above.
+        pages: Pages of the new table.
+    """
+
+    action: Action
+    service: str
+    port: str
+    family: str
+    frontends: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: int
+    pages: int
+    moved: float | None = None
+    open_connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a map is once the change is made."""
+
+    used: int
+    size: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that a change would do.
+
+    Attributes:
+        resources: Objects of the wanted state, those that stay as they are included.
+        pools: Services whose tables change.
+        usage: Maps of limited size, after the change.
+        uplinks: Interfaces with their XDP modes, empty where nothing is to be balanced.
+        warnings: What the user should know and may not expect.
+        loads: Whether the kernel programs are loaded anew; running connections go on.
+        detaches: Whether they are removed, since nothing is left to balance.
+    """
+
+    resources: list[ResourceChange] = field(default_factory=list)
+    pools: list[PoolSummary] = field(default_factory=list)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    uplinks: tuple[tuple[str, str], ...] = ()
+    warnings: list[str] = field(default_factory=list)
+    loads: bool = False
+    detaches: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return (
+            self.loads
+            or self.detaches
+            or bool(self.pools)
+            or any(item.action != "keep" for item in self.resources)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as the ``--json`` form."""
+        return {
+            "changes": self.changes,
+            "resources": [{"action": item.action, "reference": item.reference} for item in self.resources],
+            "services": [
+                {
+                    "action": item.action,
+                    "service": item.service,
+                    "port": item.port,
+                    "family": item.family,
+                    "frontends": list(item.frontends),
+                    "backends_added": list(item.added),
+                    "backends_removed": item.removed,
+                    "table_pages": item.pages,
+                    "new_connections_moved": item.moved,
+                    "open_connections_on_removed": item.open_connections,
+                }
+                for item in self.pools
+            ],
+            "maps": {name: {"used": usage.used, "size": usage.size} for name, usage in self.usage.items()},
+            "uplinks": [{"interface": name, "xdp_mode": mode} for name, mode in self.uplinks],
+            "loads_programs": self.loads,
+            "detaches_programs": self.detaches,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan together with what carrying it out needs; private to `Node`."""
+
+    plan: Plan
+    put: dict[str, tuple[Resource, str]]
+    drop: list[str]
+    change: TableChange
+    config: NodeConfig | None
+    pools: dict[str, tuple[Pool, ...]] = field(default_factory=dict)
+    hops: dict[int, frozenset[tuple[str, str]]] = field(default_factory=dict)

@@ -1,0 +1,212 @@
+"""A node's wanted state: one SQLite file, one writer at a time.
+
+The file holds the resources that were applied, whole, and where each came from. It is the only copy of what is wanted;
+what is, is in the kernel. A change is written inside a transaction that is committed after the kernel has it: a process
+that is killed in between leaves the kernel ahead of the file, and the next change brings both together again.
+
+A `source` is what set a resource: a file's path, or the name of an owner that alone may change it (``lab``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from hookline.control._errors import StateError
+from hookline.model import Resource, parse
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS resources (
+    reference TEXT PRIMARY KEY,
+    source    TEXT NOT NULL,
+    document  TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS neighbours (
+    address   TEXT NOT NULL,
+    interface TEXT NOT NULL,
+    PRIMARY KEY (address, interface)
+);
+"""
+LOCK_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A resource and what set it."""
+
+    resource: Resource
+    source: str
+
+
+class State:
+    """The wanted state of one node. Open it, and close it or use it as a context manager.
+
+    Args:
+        folder: Where ``state.db`` and ``lock`` are; made when it is missing.
+
+    Raises:
+        StateError: The folder or the file cannot be made, read or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "state.db"
+        self._data_version = -1
+        with self._explained("opened"):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._connection.executescript(SCHEMA)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if version not in (0, SCHEMA_VERSION):
+            self.close()
+            raise StateError(
+                f"{self.path} was written by another version of Hookline",
+                why=f"it has layout {version}, this version knows {SCHEMA_VERSION}",
+                remedy="use that version, or move the file away and apply again",
+            )
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- reading
+
+    def changed_elsewhere(self) -> bool:
+        """Whether another process changed the file since this was last asked; True the first time."""
+        version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        changed = version != self._data_version
+        self._data_version = version
+        return bool(changed)
+
+    def resources(self) -> dict[str, Stored]:
+        """All resources by reference.
+
+        Raises:
+            StateError: The file is damaged.
+        """
+        with self._explained("read"):
+            rows = self._connection.execute(
+                "SELECT reference, source, document FROM resources ORDER BY rowid"
+            ).fetchall()
+        return {reference: Stored(parse(json.loads(text)), source) for reference, source, text in rows}
+
+    def neighbours(self) -> set[tuple[str, str]]:
+        """The (address, interface) pairs whose neighbour entries Hookline made."""
+        with self._explained("read"):
+            return set(self._connection.execute("SELECT address, interface FROM neighbours").fetchall())
+
+    # -- writing
+
+    @contextmanager
+    def change(self) -> Iterator[State]:
+        """A transaction: committed at the end of the block, undone when it raises.
+
+        Raises:
+            StateError: The file cannot be written.
+        """
+        with self._explained("written"):
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        with self._explained("written"):
+            self._connection.execute("COMMIT")
+
+    def put(self, stored: Iterable[Stored]) -> None:
+        """Adds or replaces resources."""
+        with self._explained("written"):
+            self._connection.executemany(
+                "INSERT INTO resources VALUES (?, ?, ?) ON CONFLICT (reference) DO UPDATE "
+                "SET source = excluded.source, document = excluded.document",
+                [
+                    (item.resource.reference, item.source, json.dumps(item.resource.to_document()))
+                    for item in stored
+                ],
+            )
+
+    def remove(self, references: Iterable[str]) -> None:
+        """Removes resources; those that are not there are passed over."""
+        with self._explained("written"):
+            self._connection.executemany(
+                "DELETE FROM resources WHERE reference = ?", [(reference,) for reference in references]
+            )
+
+    def put_neighbours(self, pairs: set[tuple[str, str]]) -> None:
+        """Notes exactly these neighbour entries as made by Hookline."""
+        with self._explained("written"):
+            self._connection.execute("DELETE FROM neighbours")
+            self._connection.executemany("INSERT INTO neighbours VALUES (?, ?)", sorted(pairs))
+
+    @contextmanager
+    def _explained(self, deed: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise StateError(
+                f"the node's state cannot be {deed}: {self.path}",
+                why=str(error),
+                remedy="check the folder's permissions and free space, or set HOOKLINE_STATE to another folder",
+            ) from error
+
+
+@contextmanager
+def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
+    """Holds the node's lock: one writer at a time. The kernel frees it when the process ends, however that happens.
+
+    Raises:
+        StateError: Another process still has it after ``wait_seconds``, or the file cannot be made.
+    """
+    import time
+
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"the node's lock cannot be taken: {path}",
+            why=str(error),
+            remedy="check the folder's permissions, or set HOOKLINE_STATE to another folder",
+        ) from error
+    try:
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "another process"
+                    raise StateError(
+                        "another change is under way on this node",
+                        why=f"process {owner} has held {path} for over {wait_seconds:g} s",
+                        remedy="wait for it, or end it",
+                    ) from None
+                time.sleep(LOCK_POLL_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

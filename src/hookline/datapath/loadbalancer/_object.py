@@ -1,0 +1,27 @@
+"""Where the compiled programs lie: beside their sources, in a checkout as in an installed wheel."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from hookline.errors import HooklineError
+
+OBJECT = Path(__file__).with_name("loadbalancer.bpf.o")
+
+
+@cache
+def object_bytes() -> bytes:
+    """The load balancer's compiled object.
+
+    Raises:
+        HooklineError: It was not compiled.
+    """
+    try:
+        return OBJECT.read_bytes()
+    except FileNotFoundError:
+        raise HooklineError(
+            f"the kernel programs are not compiled: {OBJECT} is missing",
+            why="a checkout holds their sources only",
+            remedy="make setup",
+        ) from None

@@ -1,0 +1,508 @@
+"""The load balancer's programs and maps on one node: loaded or adopted, attached, replaced, removed.
+
+What a node's load balancer is, is in the kernel and pinned below the node's folder in bpffs:
+
+    maps/NAME              every map
+    programs/NAME          every program
+    links/HOOK@INTERFACE   every attachment: balance, resolve, reply; exceptions has no interface
+
+`LoadBalancer.open` adopts it if it is whole and of this version, and else loads the programs anew around the maps that
+exist, so that no connection is forgotten. Nothing is attached until `activate`, which is called when the tables are filled:
+it attaches what is missing and replaces programs in their links, which loses no packet. Every step may be the last one of a
+process that is killed; the next `open` and `activate` go on from there:
+
+- maps or programs pinned, links missing: adopted or loaded again, attached by `activate`;
+- a link whose program is an older one: `activate` updates it;
+- a link attached but not pinned: it ended with the process.
+
+The caller is in the node's network namespace, and holds the node's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hookline import bpf
+from hookline.datapath.loadbalancer._object import object_bytes
+from hookline.datapath.loadbalancer.maglev import Turns
+from hookline.errors import HooklineError
+
+XdpMode = Literal["auto", "native", "generic", "offload"]
+
+MAPS = (
+    "services",
+    "backends",
+    "maglev",
+    "connections",
+    "metrics",
+    "service_metrics",
+    "backend_metrics",
+    "exceptions",
+    "settings",
+    "maglev_candidates",
+)
+PROGRAMS = ("balance", "resolve", "reply", "count_exceptions", "build_maglev")
+PAGE_SLOTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tunables:
+    """What is fixed when the programs are loaded. None leaves the size that they were built with."""
+
+    nat_port_min: int = 10240
+    nat_port_max: int = 32767
+    check_mtu: bool = True
+    connections: int | None = None
+    services: int | None = None
+    backends: int | None = None
+    maglev_pages: int | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of maps by name, those that are given."""
+        wanted = {
+            "connections": self.connections,
+            "services": self.services,
+            "service_metrics": self.services,
+            "backends": self.backends,
+            "backend_metrics": self.backends,
+            "maglev": self.maglev_pages,
+        }
+        return {name: size for name, size in wanted.items() if size is not None}
+
+    @property
+    def digest(self) -> int:
+        """Tells versions apart: 64 bits of a hash over the object and these settings."""
+        hashed = hashlib.sha256(object_bytes() + repr(asdict(self)).encode())
+        return int.from_bytes(hashed.digest()[:8], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One program on one hook.
+
+    Attributes:
+        hook: ``xdp`` with its mode, ``tcx`` or ``clsact`` with the direction, ``raw_tracepoint``.
+        change: What `LoadBalancer.activate` did: nothing (``kept``), ``attached``, ``updated`` or ``detached``.
+    """
+
+    program: str
+    hook: str
+    interface: str
+    change: str
+
+
+@dataclass(slots=True)
+class Totals:
+    """The counters of the whole node, summed over the CPUs.
+
+    Attributes:
+        verdicts: (packets, bytes) by ``aborted``, ``drop``, ``pass``, ``tx``, ``redirect``.
+        reasons: (packets, bytes) of refused packets by reason, those that occurred.
+        exceptions: What the kernel's ``xdp_exception`` tracepoint reported of the balancer, by verdict.
+    """
+
+    verdicts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reasons: dict[str, tuple[int, int]] = field(default_factory=dict)
+    replies: tuple[int, int] = (0, 0)
+    handed_to_stack: tuple[int, int] = (0, 0)
+    exceptions: dict[str, int] = field(default_factory=dict)
+
+
+VERDICTS = ("aborted", "drop", "pass", "tx", "redirect")
+
+
+class LoadBalancer:
+    """A node's load balancer. Use `open`; close it, or use it as a context manager: what is pinned stays.
+
+    Attributes:
+        maps: The node's maps by name, typed by BTF.
+        fresh: The programs were loaded by this call and are not attached yet.
+        replaced: Maps that were made anew because their size or layout changed.
+    """
+
+    def __init__(
+        self,
+        pins: Path,
+        tunables: Tunables,
+        programs: Mapping[str, bpf.Program],
+        maps: Mapping[str, bpf.Map],
+        *,
+        fresh: bool,
+        replaced: tuple[str, ...] = (),
+        origin: bpf.Object | None = None,
+    ) -> None:
+        self.pins = pins
+        self.tunables = tunables
+        self.maps = maps
+        self.fresh = fresh
+        self.replaced = replaced
+        self._programs = programs
+        self._object = origin
+        self._pages: NDArray[np.uint32] = maps["maglev"].view()["backends"]
+        self._candidates = maps["maglev_candidates"].view()
+
+    # -- opening and closing
+
+    @classmethod
+    def open(cls, pins: Path, tunables: Tunables) -> LoadBalancer:
+        """Adopts the node's load balancer, or loads it.
+
+        Raises:
+            bpf.BpfError: The kernel refuses the programs or maps; nothing is attached or pinned then.
+        """
+        adopted = cls._adopt(pins, tunables)
+        return adopted if adopted is not None else cls._load(pins, tunables)
+
+    @classmethod
+    def exists(cls, pins: Path) -> bool:
+        """Whether anything of a load balancer is pinned there."""
+        return any((pins / kind).is_dir() for kind in ("maps", "programs", "links"))
+
+    @classmethod
+    def _adopt(cls, pins: Path, tunables: Tunables) -> LoadBalancer | None:
+        if not all((pins / "maps" / name).exists() for name in MAPS):
+            return None
+        if not all((pins / "programs" / name).exists() for name in PROGRAMS):
+            return None
+        with bpf.Map.from_pin(pins / "maps" / "settings") as settings:
+            names = settings.value_dtype.names or ()
+            if "digest" not in names or int(settings[0]["digest"]) != tunables.digest:
+                return None
+        maps = {name: bpf.Map.from_pin(pins / "maps" / name) for name in MAPS}
+        programs = {name: bpf.Program.from_pin(pins / "programs" / name) for name in PROGRAMS}
+        return cls(pins, tunables, programs, maps, fresh=False)
+
+    @classmethod
+    def _load(cls, pins: Path, tunables: Tunables) -> LoadBalancer:
+        obj = bpf.Object.open(object_bytes(), name="loadbalancer")
+        try:
+            obj.constants["nat_port_min"] = tunables.nat_port_min
+            obj.constants["nat_port_max"] = tunables.nat_port_max
+            obj.constants["check_mtu"] = int(tunables.check_mtu)
+            for name, size in tunables.sizes.items():
+                obj.resize(name, size)
+            replaced = []
+            for name in MAPS:
+                path = pins / "maps" / name
+                if not path.exists():
+                    continue
+                with bpf.Map.from_pin(path) as old:
+                    if _same_shape(obj.maps[name], old):
+                        obj.reuse(name, old)
+                    else:
+                        replaced.append(name)
+            obj.load()
+            maps = {name: obj.maps[name] for name in MAPS}
+            programs = {name: obj.programs[name] for name in PROGRAMS}
+            if "connections" in replaced:
+                _carry_over(pins / "maps" / "connections", maps["connections"])
+        except BaseException:
+            obj.close()
+            raise
+        return cls(pins, tunables, programs, maps, fresh=True, replaced=tuple(replaced), origin=obj)
+
+    def close(self) -> None:
+        """Lets go of the descriptors. What is pinned stays in the kernel."""
+        if self._object is not None:
+            self._object.close()
+            return
+        for table in self.maps.values():
+            table.close()
+        for program in self._programs.values():
+            program.close()
+
+    def __enter__(self) -> LoadBalancer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- attaching
+
+    def activate(self, uplinks: Iterable[tuple[str, XdpMode]]) -> list[Attachment]:
+        """Pins everything and attaches the programs to the uplinks, and to no other interface.
+
+        Args:
+            uplinks: Names of interfaces and their XDP modes.
+
+        Raises:
+            bpf.BpfError: An interface has somebody else's XDP program, or does not exist. What was attached by this
+                call is detached again.
+        """
+        self._pin()
+        made: list[Attachment] = []
+        try:
+            for interface, mode in uplinks:
+                # The XDP program last: what it leaves to the other two must find them there.
+                made.extend(self._attach(name, interface, mode) for name in ("resolve", "reply", "balance"))
+            made.append(self._attach("count_exceptions", "", "auto"))
+        except BaseException:
+            for attachment in made:
+                if attachment.change == "attached":
+                    detach(self.pins, attachment.program, attachment.interface)
+            if not attached(self.pins):
+                _unpin(self.pins)
+            raise
+        wanted = {(attachment.program, attachment.interface) for attachment in made}
+        for program, interface in attached(self.pins):
+            if (program, interface) not in wanted:
+                made.append(detach(self.pins, program, interface))
+        self.fresh = False
+        return made
+
+    def _attach(self, name: str, interface: str, mode: XdpMode) -> Attachment:
+        """Attaches a program where it is not, replaces an older version where it is."""
+        program = self._programs[name]
+        path = link_pin(self.pins, name, interface)
+        link = _open_link(path, name, interface)
+        if link is not None:
+            with link:
+                holds = _program_id(link)
+                if holds == program.id:
+                    return Attachment(name, link.hook, interface, "kept")
+                if name != "count_exceptions":
+                    link.update(program)
+                    return Attachment(name, link.hook, interface, "updated")
+                # The kernel updates no tracepoint's link: the new one stands beside the old one for a moment.
+                with program.attach_raw_tracepoint("xdp_exception") as new:
+                    path.unlink()
+                    new.pin(path)
+                return Attachment(name, link.hook, interface, "updated")
+        if path.exists():
+            path.unlink()  # of an interface that is gone; one of the same name may have come
+        made: bpf.Link | bpf.ClsactFilter
+        if name == "count_exceptions":
+            made = program.attach_raw_tracepoint("xdp_exception")
+        elif name == "balance":
+            made = program.attach_xdp(interface, mode=mode)
+        else:
+            made = program.attach_tc(interface, DIRECTIONS[name])
+        with made:
+            made.pin(path)
+            hook = f"{made.hook} {made.mode}" if made.mode else made.hook
+            return Attachment(name, hook, interface, "attached")
+
+    def _pin(self) -> None:
+        (self.pins / "links").mkdir(parents=True, exist_ok=True)
+        things: tuple[tuple[str, Mapping[str, bpf.Map | bpf.Program]], ...] = (
+            ("maps", self.maps),
+            ("programs", self._programs),
+        )
+        for folder, named in things:
+            (self.pins / folder).mkdir(parents=True, exist_ok=True)
+            for name, thing in named.items():
+                _pin_in_place(thing, self.pins / folder / name)
+        self.maps["settings"][0] = {
+            "balance_id": self._programs["balance"].id,
+            "digest": self.tunables.digest,
+        }
+
+    # -- tables
+
+    @property
+    def pages(self) -> NDArray[np.uint32]:
+        """All tables' slots, live and writable, shape (pages, 1024): rows of `backends`, 0 where nothing is."""
+        return self._pages
+
+    def build_table(self, first_page: int, size: int, rows: NDArray[np.uint32], plan: Turns) -> None:
+        """Builds a Maglev table into pages that no service points to.
+
+        Args:
+            first_page: Where it begins.
+            size: Slots, a prime.
+            rows: Row of `backends` for each of the caller's backends, shape (n,).
+            plan: Turns and quotas of the same backends.
+
+        Raises:
+            HooklineError: The kernel program left slots empty.
+        """
+        count = len(rows)
+        if count > len(self._candidates):
+            raise HooklineError(
+                f"{count} backends in one table",
+                why=f"the table builder takes {len(self._candidates)}",
+                remedy="split the service",
+            )
+        self._pages[first_page : first_page + pages_for(size)] = 0
+        candidates = self._candidates[:count]
+        candidates["backend"] = rows[plan.order]
+        candidates["slot"] = plan.offset
+        candidates["skip"] = plan.skip
+        candidates["quota"] = plan.quota
+        candidates["next"] = np.roll(np.arange(count, dtype=np.uint32), -1)
+        job = np.array([first_page, size, count - 1, size], dtype=np.uint32)
+        result = self._programs["build_maglev"].test_run(context=job.tobytes())
+        if result.verdict != 0:
+            raise HooklineError(
+                f"the table at page {first_page} was not filled",
+                why=f"the kernel program build_maglev answered {result.verdict} for {count} backends, {size} slots",
+                remedy="report this: the tables of the programs and of Python disagree",
+            )
+
+    def write_table(self, first_page: int, slots: NDArray[np.uint32]) -> None:
+        """Writes a table that was made elsewhere, one row number per slot."""
+        count = pages_for(len(slots))
+        self._pages[first_page : first_page + count].reshape(-1)[: len(slots)] = slots
+
+    # -- counters
+
+    def totals(self) -> Totals:
+        """The node's counters."""
+        return totals(self.maps)
+
+
+def totals(maps: Mapping[str, bpf.Map]) -> Totals:
+    """The node's counters, read from its maps ``metrics`` and ``exceptions``."""
+    metrics = maps["metrics"][0]
+    btf = maps["metrics"].definition.btf()
+    names = [name.removeprefix("REASON_").lower() for name in btf.enums()["drop_reason"]] if btf else []
+
+    def pair(tally: NDArray[np.void]) -> tuple[int, int]:
+        return int(tally["packets"].sum()), int(tally["bytes"].sum())
+
+    verdicts = {name: pair(metrics["verdicts"][:, number]) for number, name in enumerate(VERDICTS)}
+    reasons = {
+        name: pair(metrics["reasons"][:, number])
+        for number, name in enumerate(names)
+        if name not in ("none", "count") and metrics["reasons"]["packets"][:, number].any()
+    }
+    _, counts = maps["exceptions"].read()
+    return Totals(
+        verdicts=verdicts,
+        reasons=reasons,
+        replies=pair(metrics["replies"]),
+        handed_to_stack=pair(metrics["handed"]),
+        exceptions={name: int(row.sum()) for name, row in zip(VERDICTS, counts, strict=True) if row.any()},
+    )
+
+
+def pages_for(size: int) -> int:
+    """Pages that a table of so many slots takes."""
+    return -(-size // PAGE_SLOTS)
+
+
+DIRECTIONS: Mapping[str, Literal["ingress", "egress"]] = {"resolve": "ingress", "reply": "egress"}
+
+
+def link_pin(pins: Path, program: str, interface: str) -> Path:
+    """The pin of one attachment. bpffs refuses dots, which interfaces' names may have."""
+    return pins / "links" / (f"{program}@{interface}" if interface else program).replace(".", ",")
+
+
+def attached(pins: Path) -> list[tuple[str, str]]:
+    """Program and interface of every attachment that is pinned."""
+    found = []
+    for path in _entries(pins / "links"):
+        program, _, interface = path.name.partition("@")
+        found.append((program, interface.replace(",", ".")))
+    return found
+
+
+def detach(pins: Path, program: str, interface: str) -> Attachment:
+    """Detaches one program and unpins its link."""
+    path = link_pin(pins, program, interface)
+    link = _open_link(path, program, interface)
+    hook = ""
+    if link is not None:
+        with link:
+            hook = link.hook
+            link.detach()
+    if path.exists():
+        path.unlink()
+    return Attachment(program, hook, interface, "detached")
+
+
+def remove(pins: Path) -> list[Attachment]:
+    """Detaches and unpins all that a load balancer has there, whatever its version."""
+    gone = [detach(pins, program, interface) for program, interface in attached(pins)]
+    _unpin(pins)
+    return gone
+
+
+def _open_link(path: Path, program: str, interface: str) -> bpf.Link | bpf.ClsactFilter | None:
+    """The attachment that is pinned there; None where there is none, or its interface is gone."""
+    if not path.exists():
+        return None
+    index = _ifindex(interface) if interface else 0
+    if interface and not index:
+        return None
+    try:
+        link = bpf.Link.from_pin(path)
+    except bpf.BpfError:
+        # Where the kernel has no tcx, the pin is the program's, and the filter is found by it.
+        try:
+            return bpf.ClsactFilter.from_pin(path, interface, DIRECTIONS[program])
+        except bpf.BpfError:
+            return None
+    if link.info.interface_index == index:
+        return link
+    link.close()
+    return None
+
+
+def _program_id(link: bpf.Link | bpf.ClsactFilter) -> int:
+    return link.program_id if isinstance(link, bpf.ClsactFilter) else link.info.program_id
+
+
+def _ifindex(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
+
+
+def _pin_in_place(thing: bpf.Map | bpf.Program, path: Path) -> None:
+    """Pins a map or program under a name that another version may have; the change of hands is one step."""
+    if path.exists():
+        with type(thing).from_pin(path) as there:
+            if there.id == thing.id:
+                return
+    fresh = path.with_name(path.name + "~")
+    if fresh.exists():
+        fresh.unlink()
+    thing.pin(fresh)
+    os.replace(fresh, path)
+
+
+def _unpin(pins: Path) -> None:
+    for folder in ("links", "programs", "maps"):
+        for path in _entries(pins / folder):
+            path.unlink()
+        if (pins / folder).is_dir():
+            (pins / folder).rmdir()
+    for parent in (pins, *pins.parents):
+        # Up to the mount itself, as long as nobody else has something there.
+        if parent.is_mount() or not parent.is_dir() or any(parent.iterdir()):
+            break
+        parent.rmdir()
+
+
+def _same_shape(new: bpf.Map, old: bpf.Map) -> bool:
+    return (
+        new.type == old.type
+        and new.key_dtype == old.key_dtype
+        and new.value_dtype == old.value_dtype
+        and new.max_entries == old.max_entries
+    )
+
+
+def _carry_over(path: Path, into: bpf.Map) -> None:
+    """Copies connections into a table of another size, where their layout is the same."""
+    with bpf.Map.from_pin(path) as old:
+        if old.key_dtype == into.key_dtype and old.value_dtype == into.value_dtype:
+            keys, values = old.read()
+            into.write(keys[: into.max_entries], values[: into.max_entries])
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
