@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno as errnos
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ _PARENT: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _QDISC_PARENT, _QDISC_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ALL_PROTOCOLS = 0x0300  # htons(ETH_P_ALL)
 _MADE_QDISC = "+qdisc"
+_TCA_BPF_ID = 11
 
 
 class ClsactFilter:
@@ -309,11 +311,19 @@ def _filters(netlink: Any, index: int, direction: Direction) -> list[dict[str, A
             {
                 "handle": message["handle"],
                 "priority": message["info"] >> 16,
-                "id": options.get_attr("TCA_BPF_ID"),
+                "id": _program_id(options),
                 "name": options.get_attr("TCA_BPF_NAME") or "",
             }
         )
     return found
+
+
+def _program_id(options: Any) -> int:
+    """TCA_BPF_ID, an attribute that pyroute2 has no name for, from the message's bytes."""
+    for name, value in options["attrs"]:
+        if name == "UNKNOWN" and value["header"]["type"] == _TCA_BPF_ID:
+            return int.from_bytes(value.data[value.offset + 4 : value.offset + 8], sys.byteorder)
+    return 0
 
 
 def _is_ours(found: dict[str, Any]) -> bool:

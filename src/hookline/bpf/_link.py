@@ -180,7 +180,7 @@ class Link:
             self.close()
 
     def close(self) -> None:
-        """Give the descriptor back; an unpinned link detaches with its last one. Closing twice is harmless."""
+        """Give the descriptor back; an unpinned link goes with its last one. Closing twice is harmless."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             self._attached = False

@@ -109,8 +109,8 @@ class Constants(MutableMapping[str, Any]):
 class Object:
     """An eBPF object file: its programs, maps and constants, and after `load` what the kernel made of them.
 
-    The programs and maps belong to the object and are closed with it. What must outlive it is pinned, attached
-    by a link, or taken along by ``duplicate()``.
+    The programs and maps belong to the object and are closed with it. What must outlive it is pinned, attached by
+    a link, or taken along by ``duplicate()``.
 
     Attributes:
         name: The file's name without its ending.
