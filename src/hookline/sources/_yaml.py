@@ -44,10 +44,15 @@ _WORDS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Document:
-    """A document's plain value, None where it is empty, and the line (from 1) on which that begins."""
+    """A document's plain value, None where it is empty, and the line (from 1) on which that begins.
+
+    Attributes:
+        item_lines: The line of each entry of the list under ``items``, where there is one and they are known.
+    """
 
     value: Any
     line: int
+    item_lines: tuple[int, ...] = ()
 
 
 def plain_value(text: str) -> Any:
@@ -94,6 +99,7 @@ class _Builder:
         self._anchors: dict[str, Any] = {}
         self._sizes: dict[int, int] = {}
         self._aliased = 0
+        self._entry_lines: dict[int, tuple[int, ...]] = {}
 
     def documents(self) -> list[Document]:
         found: list[Document] = []
@@ -102,7 +108,10 @@ class _Builder:
                 self._anchors.clear()
                 self._sizes.clear()
                 first = self._next()
-                found.append(Document(self._value(first, 1), first.start_mark.line + 1))
+                value = self._value(first, 1)
+                items = value.get("items") if isinstance(value, dict) else None
+                found.append(Document(value, first.start_mark.line + 1, self._entry_lines.pop(id(items), ())))
+                self._entry_lines.clear()
         return found
 
     def _value(self, event: Any, depth: int) -> Any:
@@ -167,9 +176,14 @@ class _Builder:
     def _sequence(self, start: Any, depth: int) -> list[Any]:
         self._check_collection(start, depth, "seq")
         result = []
+        lines = []
         following, build = self._next, self._value
         while type(event := following()) is not SequenceEndEvent:
+            if depth == 2:
+                lines.append(event.start_mark.line + 1)
             result.append(build(event, depth + 1))
+        if depth == 2:
+            self._entry_lines[id(result)] = tuple(lines)
         return result
 
     def _check_collection(self, start: Any, depth: int, tag: str) -> None:

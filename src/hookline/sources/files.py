@@ -179,7 +179,7 @@ def _resources(
     for index, document in enumerate(documents):
         if document.value is None:
             continue
-        for field, value, line in _expanded(index, document, lines):
+        for field, value, line in _expanded(document):
             try:
                 resources.append(
                     parse(value, Origin(path, line), locate=_Locator(lines, index, field, line).line_of)
@@ -197,14 +197,17 @@ def _resources(
     return resources
 
 
-def _expanded(index: int, document: Document, lines: Lines) -> list[tuple[FieldPath, Any, int]]:
+def _expanded(document: Document) -> list[tuple[FieldPath, Any, int]]:
     """A document, or a ``kind: List``'s items, each with its path in the document and its line."""
     value = document.value
     if not (isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list)):
         return [((), value, document.line)]
+    lines = document.item_lines
+    if len(lines) != len(value["items"]):  # JSON, or a list that stands elsewhere and is taken in by an alias
+        lines = (document.line,) * len(value["items"])
     return [
-        (("items", position), item, lines.line_of(index, ("items", position), document.line))
-        for position, item in enumerate(value["items"])
+        (("items", position), item, line)
+        for position, (item, line) in enumerate(zip(value["items"], lines, strict=True))
     ]
 
 
