@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export LC_ALL := C.UTF-8
 export DEBUG ARGS
 PYTHON := .venv/bin/python
-C_SOURCES = $(shell find src tests -name '*.c' -o -name '*.h')
+C_SOURCES = $(shell find src tests tools -name node_modules -prune -o -name '*.[ch]' -print)
 
 .PHONY: help
 help: ## list the targets
@@ -52,7 +52,7 @@ format: ## format Python and C, mend what lint can
 ebpf-programs: ## compile the kernel programs, load each and run packets through it
 	@tools/setup $@
 	@$(PYTHON) tools/build_objects.py --reproduce
-	@$(PYTHON) tools/programs_report.py $(ARGS)
+	@$(PYTHON) -m tools.programs_report $(ARGS)
 
 .PHONY: bench
 bench: ## measure the claims on this machine

@@ -1,0 +1,33 @@
+"""``make ebpf-programs``: every program is run, and every verdict of XDP is met."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.requirements import missing_program, need
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_program_is_measured_and_every_verdict_met() -> None:
+    need("kernel", missing_program("ip"))
+    command = [sys.executable, "-m", "tools.programs_report", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reports = {one["program"]: one for one in json.loads(done.stdout)}
+    assert set(reports) >= {"balance", "resolve", "reply", "count_exceptions"}
+    assert {run["verdict"] for run in reports["balance"]["runs"]} == {
+        "ABORTED",
+        "DROP",
+        "PASS",
+        "TX",
+        "REDIRECT",
+    }
+    for one in reports.values():
+        assert one["instructions"] > 0
+        assert one["verified_instructions"] > 0
+        assert one["empty_ns"] > 0
+        assert all(run["ns"] > 0 for run in one["runs"])
