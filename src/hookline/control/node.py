@@ -608,14 +608,17 @@ def _address(text: str) -> Address:
 
 
 def _tunables(config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
-    generic = any(mode == "generic" for _, mode in uplinks)
+    kinds = {interface.name: interface.kind for interface in net.interfaces()}
+    check_mtu = all(mode != "generic" for _, mode in uplinks)
+    tx_by_redirect = any(mode != "generic" and kinds.get(name) == "veth" for name, mode in uplinks)
     if config is None:
-        return Tunables(check_mtu=not generic)
+        return Tunables(check_mtu=check_mtu, tx_by_redirect=tx_by_redirect)
     maps, ports = config.spec.maps, config.spec.nat
     return Tunables(
         nat_port_min=ports.port_min,
         nat_port_max=ports.port_max,
-        check_mtu=not generic,
+        check_mtu=check_mtu,
+        tx_by_redirect=tx_by_redirect,
         connections=maps.connections,
         services=maps.services,
         backends=maps.backends,

@@ -56,11 +56,17 @@ PAGE_SLOTS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tunables:
-    """What is fixed when the programs are loaded. None leaves the size that they were built with."""
+    """What is fixed when the programs are loaded. None leaves the size that they were built with.
+
+    Attributes:
+        check_mtu: False where XDP is generic: it sees super-packets that are cut up later.
+        tx_by_redirect: True where an uplink is a veth with native XDP, which needs it (docs/kernel.md).
+    """
 
     nat_port_min: int = 10240
     nat_port_max: int = 32767
     check_mtu: bool = True
+    tx_by_redirect: bool = False
     connections: int | None = None
     services: int | None = None
     backends: int | None = None
@@ -189,6 +195,7 @@ class LoadBalancer:
             obj.constants["nat_port_min"] = tunables.nat_port_min
             obj.constants["nat_port_max"] = tunables.nat_port_max
             obj.constants["check_mtu"] = int(tunables.check_mtu)
+            obj.constants["tx_by_redirect"] = int(tunables.tx_by_redirect)
             for name, size in tunables.sizes.items():
                 obj.resize(name, size)
             replaced = []

@@ -87,7 +87,9 @@ static __always_inline int send(struct xdp_md *ctx, const struct route *route)
 		return XDP_ABORTED;
 	__builtin_memcpy(ethernet->h_dest, route->parameters.dmac, sizeof(ethernet->h_dest));
 	__builtin_memcpy(ethernet->h_source, route->parameters.smac, sizeof(ethernet->h_source));
-	if (route->parameters.ifindex == ctx->ingress_ifindex)
+	/* veth_xdp_flush() wakes the peer after XDP_TX only where the peer has an XDP program of its own: without
+	 * one the packet lies in its ring until another packet comes. A redirect to the same interface wakes it. */
+	if (route->parameters.ifindex == ctx->ingress_ifindex && !tx_by_redirect)
 		return XDP_TX;
 	return bpf_redirect(route->parameters.ifindex, 0);
 }
