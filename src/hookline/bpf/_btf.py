@@ -248,7 +248,8 @@ class Btf:
         if element.kind is Kind.INT and element.name == "char" and found.count:
             return np.dtype(f"S{found.count}")
         inner = self._build(found.target, where, depth + 1)
-        return np.dtype((inner, (found.count,)))
+        base, shape = inner.subdtype or (inner, ())
+        return np.dtype((base, (found.count, *shape)))
 
     def _structure(self, found: Type, where: str, depth: int) -> np.dtype[Any]:
         names: list[str] = []

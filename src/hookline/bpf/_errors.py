@@ -129,6 +129,7 @@ _STATISTICS = re.compile(r"^(processed \d+ insns|verification time|stack depth|m
 _SOURCE = re.compile(r"^; ")
 _INSTRUCTION = re.compile(r"^\d+: \(")
 _STATE = re.compile(r"^(\d+: R\d|R\d+_?w?=|from \d+ to \d+|last_idx|regs=|parent |\s*$)")
+_NO_REASON = (_STATISTICS, _SOURCE, _INSTRUCTION, _STATE)
 
 
 def summary(log: str) -> tuple[str, int]:
@@ -137,23 +138,21 @@ def summary(log: str) -> tuple[str, int]:
     These are the reason, and before it the instruction and the source line it was given for, where known.
     """
     lines = [line.rstrip() for line in log.replace("\0", "").splitlines() if line.strip()]
-    reason = next(
-        (
-            index
-            for index in reversed(range(len(lines)))
-            if not any(p.match(lines[index]) for p in (_STATISTICS, _SOURCE, _INSTRUCTION, _STATE))
-        ),
-        len(lines) - 1,
-    )
-    if reason < 0:
-        return "it gave no reason", 0
-    shown = [lines[reason]]
+    reasons = [index for index, line in enumerate(lines) if not any(p.match(line) for p in _NO_REASON)]
+    if not reasons:
+        return "it gave no reason", len(lines)
+    last = first = reasons[-1]
+    while first - 1 in reasons and last - first < 2:
+        first -= 1
+    shown = [" / ".join(lines[first : last + 1])]
+    used = last + 1 - first
     for pattern in (_INSTRUCTION, _SOURCE):
-        for line in reversed(lines[max(0, reason - 40) : reason]):
+        for line in reversed(lines[max(0, first - 40) : first]):
             if pattern.match(line):
                 shown.append(f"at `{line.removeprefix('; ').strip()}`")
+                used += 1
                 break
-    return " ".join(shown), len(lines) - len(shown)
+    return " ".join(shown), len(lines) - used
 
 
 def _errno_text(errno: int) -> str:

@@ -504,13 +504,11 @@ class Map:
             raise BpfError(f"{what} have shape {array.shape}", why=f"there are {count} keys")
         array = canonical(array)
         if not self.per_cpu:
-            return (
-                array.view(np.uint8).reshape(count, -1) if count else np.zeros((0, self._slot_size), np.uint8)
-            )
+            return array.view(np.uint8).reshape(count, self._slot_size)
         size = self._definition.value_size
         slots = np.zeros((count, cpus, _rounded(size)), np.uint8)
         slots[:, :, :size] = array.view(np.uint8).reshape(count, cpus, size)
-        return slots.reshape(count, -1)
+        return slots.reshape(count, self._slot_size)
 
     def _typed(self, raw: npt.NDArray[np.uint8], count: int) -> Array:
         """What the kernel wrote for `count` values, seen through the dtype."""

@@ -1,0 +1,233 @@
+"""Opening, configuring and loading objects; what is said of bad ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hookline import bpf
+from tests.kernel.bpf.conftest import descriptors
+
+OLD_STYLE = """
+#include "types.h"
+struct bpf_map_def { unsigned int type, key_size, value_size, max_entries, map_flags; };
+struct bpf_map_def counts SEC("maps") = {.type = 1, .key_size = 4, .value_size = 8, .max_entries = 1};
+SEC("xdp") int use(struct xdp_md *ctx) { __u32 key = 0; return bpf_map_lookup_elem(&counts, &key) ? 1 : 2; }
+"""
+UNCHECKED = """
+#include "types.h"
+SEC("xdp") int reads_wild(struct xdp_md *ctx) { return *(__u8 *)(long)ctx->data; }
+"""
+WORKING = """
+#include "types.h"
+SEC("xdp") int fine(struct xdp_md *ctx) { return 2; }
+"""
+
+
+def test_constants_are_typed_and_reach_the_program(kinds: Path) -> None:
+    with bpf.Object.open(kinds) as obj:
+        assert set(obj.constants) == {"port_min", "small", "table", "config", "wanted"}
+        assert obj.constants["port_min"] == 1024
+        obj.constants["port_min"] = 4242
+        obj.constants["table"] = (9, 8, 7, 6)
+        obj.constants["config"] = {"high": 3, "mac": b"abcdef"}
+        obj.load()
+        assert obj.constants["port_min"] == 4242
+        assert obj.constants["table"].tolist() == [9, 8, 7, 6]
+        assert obj.constants["config"]["low"] == 0
+        assert obj.constants["config"]["mac"].tobytes() == b"abcdef"
+        assert obj.programs["xdp_grow"].test_run(bytes(64), ingress="lo").verdict == 1
+        rodata = obj.maps[".rodata"][0]
+        assert rodata["port_min"] == 4242
+        with pytest.raises(bpf.BpfError, match="set it before load"):
+            obj.constants["port_min"] = 1
+    assert obj.constants["port_min"] == 4242
+
+
+def test_constants_switch_code(kinds: Path) -> None:
+    with bpf.Object.open(kinds) as obj:
+        obj.constants["wanted"] = True
+        obj.load()
+        assert obj.programs["xdp_grow"].test_run(bytes(64)).verdict == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prt_min", 1, "did you mean 'port_min'"),
+        ("plain", 1, "has no constant"),
+        ("small", 300, "from 0 to 255"),
+        ("small", -1, "does not fit"),
+        ("small", "1", "takes a number"),
+        ("small", 1.5, "takes a number"),
+        ("table", [1, 2, 3], r"shape \(4,\)"),
+        ("table", [1, 2, 3, 70000], "does not fit"),
+        ("table", b"short", "takes 8 bytes"),
+        ("config", {"hight": 1}, "did you mean 'high'"),
+        ("config", (1, 2), "has 3 members"),
+        ("config", 7, "takes low, high, mac"),
+    ],
+)
+def test_constants_refuse(kinds: Path, name: str, value: object, said: str) -> None:
+    with bpf.Object.open(kinds) as obj:
+        before = {name: np.array(obj.constants[name]).tobytes() for name in obj.constants}
+        with pytest.raises(bpf.BpfError, match=said):
+            obj.constants[name] = value
+        assert {name: np.array(obj.constants[name]).tobytes() for name in obj.constants} == before
+
+
+def test_resize_and_leave_out(kinds: Path) -> None:
+    with bpf.Object.open(kinds.read_bytes(), name="kinds") as obj:
+        obj.resize("words_hash", 5000)
+        obj.only("xdp_pass", "xdp_drop")
+        obj.leave_out("xdp_drop")
+        with pytest.raises(bpf.BpfError, match="did you mean 'words_hash'"):
+            obj.resize("word_hash", 1)
+        with pytest.raises(bpf.BpfError, match="cannot hold 0"):
+            obj.resize("words_hash", 0)
+        obj.load()
+        assert obj.maps["words_hash"].max_entries == 5000
+        assert [name for name, program in obj.programs.items() if program.loaded] == ["xdp_pass"]
+        with pytest.raises(bpf.BpfError, match="'xdp_drop' is not loaded"):
+            _ = obj.programs["xdp_drop"].fd
+        with pytest.raises(bpf.BpfError, match="loaded already"):
+            obj.load()
+        with pytest.raises(bpf.BpfError, match="loaded already"):
+            obj.resize("words_hash", 1)
+
+
+def test_a_map_is_shared_by_reuse(kinds: Path, loaded: bpf.Object) -> None:
+    with bpf.Object.open(kinds) as second:
+        second.reuse("cpu_array", loaded.maps["cpu_array"])
+        second.load()
+        assert second.maps["cpu_array"].id == loaded.maps["cpu_array"].id
+        assert second.maps["cpu_array"].name == "cpu_array"
+        second.programs["xdp_pass"].test_run(bytes(64), repeat=3)
+        assert loaded.maps["cpu_array"][0].sum() == 3
+
+
+def test_a_map_of_another_layout_is_not_reused(
+    kinds: Path, loaded: bpf.Object, compiled: Callable[..., Path]
+) -> None:
+    with bpf.Object.open(kinds) as second:
+        with pytest.raises(bpf.ObjectError, match="its type is hash"):
+            second.reuse("lru", loaded.maps["words_hash"])
+        with pytest.raises(bpf.ObjectError, match="its key_size is"):
+            second.reuse("words_hash", loaded.maps["table_hash"])
+    swapped = """
+#include "types.h"
+struct key { __u16 port; __u16 pad; __u32 address; };
+struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, struct key); __uint(value_size, 152);
+         __uint(max_entries, 64); } table_hash SEC(".maps");
+SEC("xdp") int use(struct xdp_md *ctx) { return bpf_map_lookup_elem(&table_hash, &(struct key){}) ? 1 : 2; }
+"""
+    with (
+        bpf.Object.open(compiled(swapped)) as other,
+        pytest.raises(bpf.ObjectError, match="laid out differently"),
+    ):
+        other.reuse("table_hash", loaded.maps["table_hash"])
+
+
+def test_everything_is_closed_with_the_object(kinds: Path) -> None:
+    with bpf.Object.open(kinds) as obj:
+        obj.load()
+        program, counters = obj.programs["xdp_pass"], obj.maps["cpu_array"]
+        kept, kept_map = program.duplicate(), counters.duplicate()
+    with pytest.raises(bpf.BpfError, match="is closed"):
+        program.test_run(bytes(64))
+    with pytest.raises(bpf.BpfError, match="is closed"):
+        counters.read()
+    with kept, kept_map:
+        kept.test_run(bytes(64))
+        assert kept_map[0].sum() == 1
+
+
+def test_descriptors_are_not_leaked(kinds: Path, compiled: Callable[..., Path]) -> None:
+    bad = compiled(UNCHECKED)
+
+    def once() -> None:
+        with bpf.Object.open(kinds) as obj:
+            obj.load()
+        bpf.Object.open(kinds).close()
+        with bpf.Object.open(bad) as refused, pytest.raises(bpf.VerifierError):
+            refused.load()
+
+    once()
+    before = descriptors()
+    for _ in range(100):
+        once()
+    assert descriptors() == before
+
+
+def test_truncated_anywhere(kinds: Path) -> None:
+    whole = kinds.read_bytes()
+    before = descriptors()
+    for length in (0, 1, 3, 4, 20, 63, 64, 100, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(bpf.ObjectError) as caught:
+            bpf.Object.open(whole[:length], name="cut")
+        assert caught.value.remedy
+        if length >= 4:
+            assert "cut is truncated" in str(caught.value)
+    assert descriptors() == before
+
+
+def test_damaged_bytes_are_refused_or_open(kinds: Path) -> None:
+    """No flipped byte of the headers or the BTF may raise anything but Hookline's own errors."""
+    whole = kinds.read_bytes()
+    choice = random.Random(1)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(choice.randint(1, 4)):
+            damaged[choice.choice((choice.randrange(64), choice.randrange(len(whole))))] ^= 1 << choice.randrange(8)
+        from hookline.bpf._elf import validate
+
+        try:
+            validate(bytes(damaged), "damaged")
+        except bpf.ObjectError as error:
+            assert error.why or error.remedy
+
+
+def test_foreign_and_old_objects(compiled: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(bpf.ObjectError, match=r"big-endian machines.*-target bpfel"):
+        bpf.Object.open(compiled(WORKING, "-g", "-target", "bpfeb"))
+    with pytest.raises(bpf.ObjectError, match=r"old style.*__uint\(type"):
+        bpf.Object.open(compiled(OLD_STYLE))
+    with pytest.raises(bpf.ObjectError, match=r"no type information.*-g"):
+        bpf.Object.open(compiled(WORKING, "-g0"))
+    with pytest.raises(bpf.ObjectError, match="ELF for machine"):
+        bpf.Object.open("/bin/true")
+    with pytest.raises(bpf.ObjectError, match="magic number"):
+        bpf.Object.open(Path(__file__))
+    with pytest.raises(bpf.ObjectError, match=r"cannot read.*No such file"):
+        bpf.Object.open(tmp_path / "absent.bpf.o")
+
+
+def test_the_verifier_says_why(compiled: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    with bpf.Object.open(compiled(UNCHECKED)) as obj, pytest.raises(bpf.VerifierError) as caught:
+        obj.load()
+    text = str(caught.value)
+    assert "invalid access to packet" in text
+    assert "'reads_wild'" in text
+    assert "omitted" in text
+    assert "\n" not in text
+    assert "processed" in caught.value.log
+    assert len(caught.value.log.splitlines()) > 4
+    assert capfd.readouterr().err == ""
+
+
+def test_a_program_type_that_does_not_exist(compiled: Callable[..., Path]) -> None:
+    strange = WORKING.replace('SEC("xdp")', 'SEC("strange")')
+    with bpf.Object.open(compiled(strange)) as obj, pytest.raises(bpf.ObjectError, match="strange"):
+        obj.load()
+
+
+def test_enums_of_the_object(kinds: Path) -> None:
+    with bpf.Object.open(kinds) as obj:
+        enums = obj.btf.enums()
+    assert enums["colour"] == {"RED": 0, "GREEN": 5, "BLUE": 0x80000000}
+    assert enums["signed_colour"] == {"DARK": -1, "LIGHT": 1}
+    assert enums["wide"] == {"NARROW": 1, "WIDE": 1 << 32}
