@@ -8,6 +8,7 @@ everything.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def announce(plan: Plan, folder: Path, node: str, services: Mapping[str | Addres
                 remedy="give the service an address of its own",
             )
         if address.version in plan.families:
-            backends = frozenset(str(ip_address(backend)) for backend in service["backends"])
+            backends = frozenset(map(_canonical, service["backends"]))
             wanted[str(address)] = _Service(backends, service["loopback"])
     before = Announced.read(folder)
     after = before.replaced(node, wanted)
@@ -153,6 +154,12 @@ def _settle(plan: Plan, folder: Path, before: Announced, after: Announced) -> No
         old = _on_loopback(member) if thorough else _wanted_by(member, had)
         _put_on_loopback(member, old, _wanted_by(member, wanted))
     after.write(folder)
+
+
+@functools.lru_cache(maxsize=65536)
+def _canonical(address: str | Address) -> str:
+    """An address in the one form that it is written down in."""
+    return str(ip_address(address))
 
 
 def _route_changes(plan: Plan, before: dict[str, str], after: dict[str, str]) -> Iterable[Change]:

@@ -48,9 +48,9 @@ from hookline.model.names import (
 )
 
 Say: TypeAlias = Callable[[str], None]
+Progress: TypeAlias = Callable[[int, int], None]
 Status: TypeAlias = Literal["up", "changing", "incomplete"]
 
-_REPORT_EVERY = 10
 _PATIENCE_S = 15.0
 
 
@@ -365,7 +365,13 @@ class LabSummary:
         }
 
 
-def up(resources: Iterable[Resource], name: str = DEFAULT_LAB, *, say: Say = lambda line: None) -> Lab:
+def up(
+    resources: Iterable[Resource],
+    name: str = DEFAULT_LAB,
+    *,
+    say: Say = lambda line: None,
+    progress: Progress = lambda done, total: None,
+) -> Lab:
     """Make a lab, and return it once every server listens.
 
     What an earlier process of the same lab left behind when it was killed is removed first.
@@ -373,7 +379,8 @@ def up(resources: Iterable[Resource], name: str = DEFAULT_LAB, *, say: Say = lam
     Args:
         resources: Namespaces, Nodes, Pods and ExternalHosts; other kinds are passed over.
         name: The lab's.
-        say: Told what is going on, a line at a time.
+        say: Told, a line at a time, what the user ought to know: what was cleaned up, what is left out.
+        progress: Told after every network namespace how many of how many there are.
 
     Raises:
         LabError: The resources cannot be a lab; or there is a lab of that name. Nothing was made.
@@ -399,7 +406,7 @@ def up(resources: Iterable[Resource], name: str = DEFAULT_LAB, *, say: Say = lam
                 record = record.with_server(leash.process)
                 record.write()
                 leash.let_go()
-            _topology.build(wanted, _reporter(len(wanted.members) + 1, say))
+            _topology.build(wanted, progress)
             Client(name, folder).add(wanted.members)
             write_json(folder / "resources.json", [resource.to_document() for resource in wanted.resources])
             record = record.up()
@@ -471,7 +478,9 @@ def _refuse_existing(name: str, say: Say) -> None:
         )
     if record is not None or _remains(name):
         booted = record is not None and record.boot != boot_id()
-        say(f"removing what is left of lab {name}, {'from before the last boot' if booted else 'half made'}")
+        say(
+            f"removing what is left of lab {name}, {'from before the last boot' if booted else 'half made or half removed'}"
+        )
         _remove_contents(name, record)
 
 
@@ -540,14 +549,6 @@ def _summary(name: str) -> LabSummary:
     return LabSummary(
         name, "up", server, tuple(node.name for node in lab.nodes), len(lab.pods), len(lab.externals)
     )
-
-
-def _reporter(total: int, say: Say) -> Callable[[int], None]:
-    def report(done: int) -> None:
-        if done % _REPORT_EVERY == 0 or done == total:
-            say(f"{done} of {total} network namespaces")
-
-    return report
 
 
 def _no_lab(name: str, why: str = "") -> LabError:

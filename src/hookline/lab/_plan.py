@@ -67,6 +67,17 @@ class Member:
         """The member's address of a family (4 or 6), None where it has none."""
         return next((address for address in self.addresses if address.version == family), None)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The member as plain values."""
+        return {
+            "endpoint": self.endpoint,
+            "kind": self.kind,
+            "netns": str(self.netns),
+            "node": self.node,
+            "addresses": [str(address) for address in self.addresses],
+            "ports": [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in self.ports],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -57,12 +57,12 @@ def host_end(endpoint: str) -> str:
     return "hl" + hashlib.sha256(endpoint.encode()).hexdigest()[:8]
 
 
-def build(plan: Plan, report: Callable[[int], None] = lambda done: None) -> None:
+def build(plan: Plan, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Make the whole network of a lab.
 
     Args:
         plan: Who there is.
-        report: Told after every namespace how many there are.
+        progress: Told after every namespace how many of how many there are.
 
     Raises:
         NetworkError: The kernel refused something. What was made stays, for `remove`.
@@ -70,7 +70,7 @@ def build(plan: Plan, report: Callable[[int], None] = lambda done: None) -> None
     _make_namespace(fabric_netns(plan.lab).name, plan.families, router=True)
     for done, member in enumerate(plan.members, 2):
         _make_namespace(member.netns.name, plan.families, router=member.kind == "node")
-        report(done)
+        progress(done, len(plan.members) + 1)
     uplinked = (*plan.nodes, *plan.externals)
     _connect_to_fabric(plan, uplinked)
     for member in uplinked:
