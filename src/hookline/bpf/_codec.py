@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hookline.bpf._errors import BpfError
 
-__all__ = ["canonical", "encode", "fill", "unknown_name"]
+__all__ = ["canonical", "encode", "fill", "relaid", "same_members", "unknown_name"]
 
 Array = npt.NDArray[Any]
 
@@ -64,9 +64,28 @@ def canonical(values: Array) -> Array:
     values = np.ascontiguousarray(values)
     if not _has_padding(values.dtype):
         return values
-    clean = np.zeros(values.shape, values.dtype)
+    return relaid(values, values.dtype)
+
+
+def relaid(values: Array, dtype: np.dtype[Any]) -> Array:
+    """The same members in another layout, all padding zero."""
+    clean = np.zeros(values.shape, dtype)
     _copy_members(values, clean)
     return clean
+
+
+def same_members(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Whether two structs have the same members in the same order, wherever these lie.
+
+    NumPy packs members anew when it joins or promotes arrays.
+    """
+    if one.subdtype is not None and other.subdtype is not None:
+        return one.shape == other.shape and same_members(one.base, other.base)
+    if one.fields is None or other.fields is None:
+        return one == other
+    return one.names == other.names and all(
+        same_members(one.fields[name][0], other.fields[name][0]) for name in one.fields
+    )
 
 
 def unknown_name(kind: str, name: object, known: Sequence[str], owner: str) -> BpfError:

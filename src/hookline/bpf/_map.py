@@ -8,7 +8,7 @@ import functools
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +19,14 @@ import numpy.typing as npt
 
 from hookline.bpf import _syscall, pin
 from hookline.bpf._btf import Btf, Kind
-from hookline.bpf._codec import canonical, encode
+from hookline.bpf._codec import canonical, encode, relaid, same_members
 from hookline.bpf._errors import ENOTSUPP, BpfError, MapFull, failure
 from hookline.bpf._syscall import Command, Flag
 
 __all__ = ["Map", "MapDefinition"]
 
 Array = npt.NDArray[Any]
+Rows = npt.ArrayLike | Sequence[Any]
 
 _ARRAYS = {"array", "percpu_array", "prog_array", "array_of_maps", "cgroup_array", "perf_event_array"}
 _HOLD_DESCRIPTORS = {"prog_array", "array_of_maps", "hash_of_maps"}
@@ -314,7 +315,7 @@ class Map:
         """
         return self._joined(list(self._chunks(remove=True)))
 
-    def write(self, keys: npt.ArrayLike, values: npt.ArrayLike) -> None:
+    def write(self, keys: Rows, values: Rows) -> None:
         """Set many entries in one call.
 
         Args:
@@ -341,7 +342,7 @@ class Map:
                 raise KeyError(keys[min(done, len(keys) - 1)])
             raise self._write_failure(-result, note=f"{done} of {len(keys)} entries were written")
 
-    def remove(self, keys: npt.ArrayLike) -> int:
+    def remove(self, keys: Rows) -> int:
         """Remove many entries in one call, passing over those that are not there; returns how many went."""
         keys = self._key_array(keys)
         place = removed = 0
@@ -490,10 +491,10 @@ class Map:
             return False
         return True
 
-    def _key_array(self, keys: npt.ArrayLike) -> Array:
+    def _key_array(self, keys: Rows) -> Array:
         return canonical(_as_array(keys, self.key_dtype, 1, f"the keys of map {self.name!r}"))
 
-    def _value_slots(self, values: npt.ArrayLike, count: int) -> Array:
+    def _value_slots(self, values: Rows, count: int) -> Array:
         """Values as the kernel wants them: shape ``(count, slot bytes)``."""
         what = f"the values of map {self.name!r}"
         cpus = _syscall.possible_cpus()
@@ -607,7 +608,7 @@ class Map:
             return self._empty()
         if len(chunks) == 1:
             return chunks[0]
-        return np.concatenate([keys for keys, _ in chunks]), np.concatenate([values for _, values in chunks])
+        return _concatenated([keys for keys, _ in chunks]), _concatenated([values for _, values in chunks])
 
     def _batch(self, command: Command, keys: Array, slots: Array | None) -> tuple[int, int]:
         """One batch call over whole arrays; the result and how many entries it did."""
@@ -678,15 +679,27 @@ def kernel_btf(btf_id: int) -> Btf:
     return Btf(data.raw)
 
 
+def _concatenated(parts: list[Array]) -> Array:
+    """Arrays one after another, in their own dtype: NumPy's concatenate would pack its members anew."""
+    joined = np.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    place = 0
+    for part in parts:
+        joined[place : place + len(part)] = part
+        place += len(part)
+    return joined
+
+
 def _rounded(size: int) -> int:
     """Values in per-CPU and memory-mapped maps are 8 bytes apart or a multiple."""
     return -(-size // 8) * 8
 
 
-def _as_array(values: npt.ArrayLike, dtype: np.dtype[Any], dimensions: int, what: str) -> Array:
+def _as_array(values: Rows, dtype: np.dtype[Any], dimensions: int, what: str) -> Array:
     """An array of exactly this dtype; integers may be of another size if every one fits."""
     if isinstance(values, np.ndarray) and values.dtype == dtype:
         return values
+    if isinstance(values, np.ndarray) and same_members(values.dtype, dtype):
+        return relaid(values, dtype)
     if dtype.subdtype is not None:
         base, inner = dtype.subdtype
         plain = np.asarray(values, base)

@@ -98,6 +98,18 @@ def inside(namespace: Path) -> Iterator[None]:
             assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
 
 
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Run the block's thread in a new, empty network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home:
+        assert libc.unshare(_CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
+
+
 @dataclass(frozen=True)
 class Wire:
     """A veth pair inside a namespace: what is sent into ``far`` arrives at ``near``."""
@@ -124,6 +136,11 @@ def wire(unique_name: Callable[[], str]) -> Iterator[Wire]:
     name = unique_name()
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
+        with inside(Path("/run/netns") / name):
+            # Neighbour discovery would be counted with the test's own packets.
+            quiet = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+            if quiet.exists():
+                quiet.write_text("1")
         for words in (
             "link add near type veth peer name far",
             "link set near up",

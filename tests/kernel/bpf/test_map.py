@@ -122,7 +122,9 @@ def test_a_batch_reads_what_a_batch_wrote(loaded: bpf.Object, name: str) -> None
     table.clear()
 
 
-def test_reading_spans_many_batches(kinds: object, loaded: bpf.Object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_spans_many_batches(
+    kinds: object, loaded: bpf.Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = loaded.maps["words_hash"]
     words.write(np.arange(1000), np.arange(1000) * 3)
     from hookline.bpf import _map
@@ -234,13 +236,13 @@ def test_only_absent_or_present(loaded: bpf.Object) -> None:
 )
 def test_batches_refuse(loaded: bpf.Object, keys: list[object], values: list[object], said: str) -> None:
     with pytest.raises(bpf.BpfError, match=said):
-        loaded.maps["words_hash"].write(keys, values)  # type: ignore[arg-type]
+        loaded.maps["words_hash"].write(keys, values)
     assert len(loaded.maps["words_hash"]) == 0
 
 
 def test_structs_in_batches_from_plain_python(loaded: bpf.Object) -> None:
     routes = loaded.maps["routes"]
-    routes.write([(8, b"\x0a\0\0\0"), {"length": 16, "address": b"\x0b\0\0\0"}], [1, 2])  # type: ignore[list-item]
+    routes.write([(8, b"\x0a\0\0\0"), {"length": 16, "address": b"\x0b\0\0\0"}], [1, 2])
     assert routes[(32, b"\x0b\0\1\1")] == 2
 
 

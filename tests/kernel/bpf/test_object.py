@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hookline import bpf
+from hookline.bpf._elf import validate
 from tests.kernel.bpf.conftest import descriptors
 
 OLD_STYLE = """
@@ -176,19 +177,20 @@ def test_truncated_anywhere(kinds: Path) -> None:
 
 
 def test_damaged_bytes_are_refused_or_open(kinds: Path) -> None:
-    """No flipped byte of the headers or the BTF may raise anything but Hookline's own errors."""
+    """No flipped bit may raise anything but Hookline's own errors."""
     whole = kinds.read_bytes()
     choice = random.Random(1)
+    refused = 0
     for _ in range(150):
         damaged = bytearray(whole)
         for _ in range(choice.randint(1, 4)):
-            damaged[choice.choice((choice.randrange(64), choice.randrange(len(whole))))] ^= 1 << choice.randrange(8)
-        from hookline.bpf._elf import validate
-
+            place = choice.choice((choice.randrange(64), choice.randrange(len(whole))))
+            damaged[place] ^= 1 << choice.randrange(8)
         try:
             validate(bytes(damaged), "damaged")
-        except bpf.ObjectError as error:
-            assert error.why or error.remedy
+        except bpf.ObjectError:
+            refused += 1
+    assert refused > 30
 
 
 def test_foreign_and_old_objects(compiled: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import time
@@ -20,13 +21,13 @@ PACKET = bytes(range(64))
 
 def test_xdp_meets_its_interface_and_may_grow_the_packet(loaded: bpf.Object, wire: Wire) -> None:
     grow = loaded.programs["xdp_grow"]
-    index = int(wire.run("cat", "/sys/class/net/near/ifindex"))
+    index = socket.if_nametoindex("near")
     for ingress in ("near", index):
         run = grow.test_run(PACKET, ingress=ingress)
         assert run.verdict == 2
         assert run.data == struct.pack("=I", index) + PACKET
         assert run.duration_ns > 0
-    with pytest.raises(bpf.BpfError, match="no interface 'absent'.*it has lo, "):
+    with pytest.raises(bpf.BpfError, match=r"no interface 'absent'.*it has lo, "):
         grow.test_run(PACKET, ingress="absent")
     context = struct.pack("=6I", 0, 64, 0, index, 0, 0)
     assert grow.test_run(PACKET, context=context).data[:4] == struct.pack("=I", index)
@@ -34,9 +35,13 @@ def test_xdp_meets_its_interface_and_may_grow_the_packet(loaded: bpf.Object, wir
 
 def test_tc_meets_its_interfaces(loaded: bpf.Object, wire: Wire) -> None:
     mark = loaded.programs["tc_mark"]
-    near = int(wire.run("cat", "/sys/class/net/near/ifindex"))
-    far = int(wire.run("cat", "/sys/class/net/far/ifindex"))
-    for ingress, egress, expected in (("near", None, near * 1001), (None, "far", far), ("near", "far", far + 1000 * near)):
+    near = socket.if_nametoindex("near")
+    far = socket.if_nametoindex("far")
+    for ingress, egress, expected in (
+        ("near", None, near * 1001),
+        (None, "far", far),
+        ("near", "far", far + 1000 * near),
+    ):
         run = mark.test_run(PACKET, ingress=ingress, egress=egress)
         assert struct.unpack_from("=I", run.context, 8)[0] == expected
         assert run.data == PACKET
@@ -88,7 +93,10 @@ def test_info_agrees_with_bpftool(loaded: bpf.Object) -> None:
         info = program.info
         shown = json.loads(
             subprocess.run(
-                ["bpftool", "-j", "prog", "show", "id", str(info.id)], check=True, capture_output=True, text=True
+                ["bpftool", "-j", "prog", "show", "id", str(info.id)],
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
         )
         assert (info.name, info.type, info.tag) == (shown["name"], shown["type"], shown["tag"])
@@ -103,7 +111,10 @@ def test_maps_agree_with_bpftool(loaded: bpf.Object) -> None:
     for found in loaded.maps.values():
         shown = json.loads(
             subprocess.run(
-                ["bpftool", "-j", "map", "show", "id", str(found.id)], check=True, capture_output=True, text=True
+                ["bpftool", "-j", "map", "show", "id", str(found.id)],
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
         )
         assert found.type == shown["type"]
