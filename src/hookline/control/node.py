@@ -88,6 +88,7 @@ class _Kernel:
     balancer: LoadBalancer
     tables: Tables
     uplinks: tuple[tuple[str, str], ...] = ()
+    config: NodeConfig | None = None
 
 
 class Node:

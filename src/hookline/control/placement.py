@@ -6,7 +6,7 @@ addresses, pods behind their veths, a bridge) is rewritten and left to the stack
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -50,20 +50,28 @@ class Placements:
 
     Args:
         uplinks: Names of the interfaces that XDP is on.
-        route_to: The kernel's answer to "which way"; `net.route_to`.
+        routes_to: The kernel's answer to "which way"; `net.routes_to`.
     """
 
     def __init__(
-        self, uplinks: frozenset[str], route_to: Callable[[Address], net.Route] = net.route_to
+        self,
+        uplinks: frozenset[str],
+        routes_to: Callable[[Iterable[Address]], Mapping[Address, net.Route]] = net.routes_to,
     ) -> None:
         self._uplinks = uplinks
-        self._route_to = route_to
+        self._routes_to = routes_to
         self._routes: dict[Address, net.Route] = {}
+
+    def learn(self, addresses: Iterable[Address]) -> None:
+        """Looks up many addresses at once, which is much faster than one by one."""
+        unknown = [address for address in addresses if address not in self._routes]
+        if unknown:
+            self._routes.update(self._routes_to(unknown))
 
     def route(self, address: Address) -> net.Route:
         """The route to an address, remembered."""
         if address not in self._routes:
-            self._routes[address] = self._route_to(address)
+            self.learn([address])
         return self._routes[address]
 
     def is_own(self, address: Address) -> bool:

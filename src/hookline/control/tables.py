@@ -222,6 +222,14 @@ class Tables:
             only: Keys of the pools that may have changed; the others are left alone.
         """
         change = TableChange()
+        placements.learn(
+            address
+            for pool in pools
+            for address in (
+                *(target.address for target in pool.targets),
+                *(frontend.address for frontend in pool.frontends),
+            )
+        )
         wanted_keys: set[bytes] = set()
         wanted_pools = {pool.key for pool in pools}
         addresses: dict[IPv4Address | IPv6Address, None] = {}

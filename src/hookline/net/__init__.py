@@ -6,12 +6,14 @@ while.
 
 from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
+from hookline.net._lookup import routes_to
 from hookline.net._namespaces import NETNS_DIR, create, delete, enter, inside, list_names
 from hookline.net._netlink import (
     ROUTE_PROTOCOL,
     Address,
     Change,
     Netlink,
+    Network,
     add_address,
     add_bridge,
     add_route,
@@ -40,6 +42,7 @@ __all__ = [
     "Interface",
     "Neighbour",
     "Netlink",
+    "Network",
     "NetworkError",
     "NetworkNotPermitted",
     "Offloads",
@@ -65,6 +68,7 @@ __all__ = [
     "neighbours",
     "offloads",
     "route_to",
+    "routes_to",
     "set_offloads",
     "set_up",
     "write_sysctls",

@@ -30,7 +30,7 @@ _OWN = "/proc/thread-self/ns/net"
 def inside(namespace: Path | None) -> Iterator[None]:
     """Run the ``with`` block's thread in a network namespace, and come back however the block ends.
 
-    Sockets opened inside stay there. The block must not await: another task would run inside too.
+    Sockets opened, threads and processes started inside stay there. The block must not await: another task would run inside too.
 
     Args:
         namespace: The namespace's file, such as ``/run/netns/NAME`` or ``/proc/PID/ns/net``. None: stay.
