@@ -185,9 +185,12 @@ class Btf:
         Raises:
             BpfError: It has a bitfield, or is a kind that has no place in memory.
         """
-        if type_id not in self._dtypes:
-            self._dtypes[type_id] = self._build(type_id, name or self[type_id].name or f"type {type_id}", 0)
-        return self._dtypes[type_id]
+        label = name or self[type_id].name or f"type {type_id}"
+        try:
+            return self._build(type_id, label, 0)
+        except (ValueError, TypeError, OverflowError) as error:
+            # NumPy's refusal of sizes and names that no compiler writes.
+            raise ObjectError(f"the type information (BTF) of {label} is damaged", why=str(error)) from None
 
     def section(self, type_id: int, *, volatile: bool = False) -> np.dtype[Any]:
         """The dtype of a data section: one field per variable, only the volatile ones on request."""
@@ -197,14 +200,20 @@ class Btf:
             for variable in section.members
             if not volatile or self.is_volatile(self[variable.type_id].target)
         ]
-        return np.dtype(
-            {
-                "names": [name for name, _, _ in variables],
-                "formats": [self.dtype(target, name) for name, target, _ in variables],
-                "offsets": [offset for _, _, offset in variables],
-                "itemsize": section.size,
-            }
-        )
+        formats = [self.dtype(target, name) for name, target, _ in variables]
+        try:
+            return np.dtype(
+                {
+                    "names": [name for name, _, _ in variables],
+                    "formats": formats,
+                    "offsets": [offset for _, _, offset in variables],
+                    "itemsize": section.size,
+                }
+            )
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ObjectError(
+                f"the type information (BTF) of {section.name} is damaged", why=str(error)
+            ) from None
 
     def enums(self) -> dict[str, dict[str, int]]:
         """Every named enum: its members and their values."""
@@ -217,7 +226,12 @@ class Btf:
     def _build(self, type_id: int, where: str, depth: int) -> np.dtype[Any]:
         if depth > 64:
             raise ObjectError("the type information (BTF) is damaged", why=f"{where} contains itself")
-        _, found = self.resolve(type_id)
+        type_id, found = self.resolve(type_id)
+        if type_id not in self._dtypes:
+            self._dtypes[type_id] = self._make(found, where, depth)
+        return self._dtypes[type_id]
+
+    def _make(self, found: Type, where: str, depth: int) -> np.dtype[Any]:
         match found.kind:
             case Kind.INT:
                 return self._integer(found, where)

@@ -91,9 +91,6 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
     result = _syscall.call(Command.OBJ_GET, _syscall.attributes("QII", _syscall.address(name), 0, 0))
     if result == -errnos.ENOENT:
         raise BpfError(f"nothing is pinned at {place}", errno=errnos.ENOENT)
-    if result == -errnos.EPERM and os.geteuid() == 0:
-        # bpffs answers so for a directory too.
-        raise failure(errnos.EPERM, f"cannot open the pin {place}", capability="CAP_BPF")
     if result < 0:
         raise failure(-result, f"cannot open the pin {place}", capability="CAP_BPF")
     found = _kind(result)
