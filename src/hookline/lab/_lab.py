@@ -504,7 +504,7 @@ def _remove_contents(name: str, record: Record | None) -> None:
         shutil.rmtree(pins)
         _remove_if_empty(pins.parent, BPFFS)
     if record is not None and record.server is not None and record.boot == boot_id():
-        _processes.end(record.server)
+        _processes.end(record.server, reap=True)
     namespaces = net.list_names(lab_netns_prefix(name))
     _end_processes(NETNS / namespace for namespace in namespaces)
     for namespace in namespaces:

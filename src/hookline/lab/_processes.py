@@ -36,8 +36,13 @@ class Process:
         return Process.of(self.pid) == self
 
 
-def end(process: Process) -> None:
-    """End a process, gently first, and wait until it is gone. Nothing happens to one that is gone."""
+def end(process: Process, *, reap: bool = False) -> None:
+    """End a process, gently first, and wait until it is gone. Nothing happens to one that is gone.
+
+    Args:
+        process: Which.
+        reap: Also collect its exit status if it is a child of this process that nothing else waits for.
+    """
     try:
         descriptor = os.pidfd_open(process.pid)
     except OSError:
@@ -51,8 +56,9 @@ def end(process: Process) -> None:
             select.select([descriptor], [], [], _GRACE_S)
     finally:
         os.close(descriptor)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)  # it may be a child of ours
+    if reap:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
 
 
 def in_namespaces(namespaces: Collection[tuple[int, int]]) -> list[Process]:
