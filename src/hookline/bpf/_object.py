@@ -312,8 +312,8 @@ class Object:
         found = {}
         handle = self._library.bpf_object__next_program(self._handle, None)
         while handle:
-            name = self._library.bpf_program__name(handle).decode()
-            section = self._library.bpf_program__section_name(handle).decode()
+            name = self._library.bpf_program__name(handle).decode(errors="replace")
+            section = self._library.bpf_program__section_name(handle).decode(errors="replace")
             if section in _NEWER_SECTIONS:
                 number, attach_type = _NEWER_SECTIONS[section]
                 self._library.bpf_program__set_type(handle, number)
@@ -328,7 +328,7 @@ class Object:
         found = {}
         handle = self._library.bpf_object__next_map(self._handle, None)
         while handle:
-            name = self._library.bpf_map__name(handle).decode()
+            name = self._library.bpf_map__name(handle).decode(errors="replace")
             if self._library.bpf_map__is_internal(handle):
                 name = name[name.index(".") :] if "." in name else name
                 if name.startswith(".rodata"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from hookline import bpf
 from hookline.bpf import features
@@ -98,7 +100,7 @@ def test_a_program_of_another_type_is_refused(loaded: bpf.Object, wire: Wire) ->
     assert "clsact" not in wire.run("tc", "qdisc", "show", "dev", "near")
 
 
-def test_someone_elses_xdp_program_stays(loaded: bpf.Object, wire: Wire, pins: Path) -> None:
+def test_someone_elses_xdp_program_stays(loaded: bpf.Object, wire: Wire) -> None:
     ours, theirs = loaded.programs["xdp_drop"], loaded.programs["xdp_pass"]
     with theirs.attach_xdp("near") as link:
         for mode in ("auto", "native", "generic"):
@@ -110,14 +112,13 @@ def test_someone_elses_xdp_program_stays(loaded: bpf.Object, wire: Wire, pins: P
             assert f"link {link.id}" in text
         assert link.info.program_id == theirs.id
         assert link.mode == "native"
-    bpf.pin.directory(pins)
-    theirs.pin(pins / "theirs")
-    subprocess.run(["ip", "link", "set", "near", "xdpdrv", "pinned", pins / "theirs"], check=True)
-    try:
+    near = socket.if_nametoindex("near")
+    with IPRoute() as netlink:
+        # As ip(8) attaches, without a link.
+        netlink.link("set", index=near, xdp_fd=theirs.fd)
         with pytest.raises(bpf.BpfError, match=rf"id {theirs.id} .*ip link set dev near xdp off"):
             ours.attach_xdp("near")
-    finally:
-        subprocess.run(["ip", "link", "set", "near", "xdp", "off"], check=True)
+        netlink.link("set", index=near, xdp_fd=-1)
     with ours.attach_xdp("near"):
         pass
 
@@ -327,11 +328,12 @@ def test_order_and_revision(loaded: bpf.Object, wire: Wire) -> None:
         ends.attach_tc("near", "ingress", hook="clsact", before="all")
 
 
-def test_clsact_leaves_what_others_made(loaded: bpf.Object, wire: Wire, pins: Path) -> None:
-    loaded.programs["tcx_next"].pin(pins / "theirs")
+def test_clsact_leaves_what_others_made(loaded: bpf.Object, wire: Wire) -> None:
+    near = socket.if_nametoindex("near")
     wire.run("tc", "qdisc", "add", "dev", "near", "clsact")
-    theirs = f"pref 50 handle 1 bpf direct-action pinned {pins / 'theirs'}"
-    wire.run("tc", "filter", "add", "dev", "near", "ingress", *theirs.split())
+    theirs = {"fd": loaded.programs["tcx_next"].fd, "name": "theirs", "direct_action": True}
+    with IPRoute() as netlink:
+        netlink.tc("add-filter", "bpf", near, 1, parent=0xFFFFFFF2, prio=50, **theirs)
     before = wire.run("tc", "filter", "show", "dev", "near", "ingress")
     for priority in (49, 50):
         with loaded.programs["tc_mark"].attach_tc("near", "ingress", hook="clsact", priority=priority):
