@@ -7,6 +7,8 @@ command line ends with. The command line only prints it. Subclasses live beside 
     ├── hookline.bpf.BpfError          a bpf(2) or libbpf call failed
     │   ├── ObjectError                an object file that cannot be used
     │   ├── VerifierError              the kernel's verifier refused a program
+    │   ├── MapFull                    a map has no room for another entry
+    │   ├── LinkChanged                a link holds another program than the expected one
     │   ├── FeatureMissing             exit status 3
     │   └── NotPermitted               exit status 3
     ├── hookline.model.InvalidResource a document that does not say what it must

@@ -59,19 +59,18 @@ class BackendIdentity(NamedTuple):
     source: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedTarget:
-    """A backend, where it is, and its row when it has one."""
+class PlacedTarget(NamedTuple):
+    """A backend, where it is, and the identity of its row."""
 
     target: Target
     placement: Placement
+    identity: BackendIdentity
 
-    @property
-    def identity(self) -> BackendIdentity:
-        """The identity of its row."""
-        return BackendIdentity(
-            packed(self.target.address), self.target.port, self.placement.flags, self.placement.source
-        )
+    @classmethod
+    def of(cls, target: Target, placement: Placement) -> PlacedTarget:
+        """The backend at this place."""
+        identity = BackendIdentity(packed(target.address), target.port, placement.flags, placement.source)
+        return cls(target, placement, identity)
 
 
 @dataclass(slots=True)
@@ -273,7 +272,8 @@ class Tables:
 
     def _pool_difference(self, pool: Pool, placements: Placements) -> PoolChange | None:
         placed = tuple(
-            PlacedTarget(target, placements.place(target.address, pool.forwarding)) for target in pool.targets
+            PlacedTarget.of(target, placements.place(target.address, pool.forwarding))
+            for target in pool.targets
         )
         reachable = tuple(item for item in placed if item.placement.how != "unreachable")
         existing = self._pools.get(pool.key, {})

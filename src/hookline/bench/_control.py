@@ -1,0 +1,133 @@
+"""How long the control plane takes: tables, a thousand services, one change among them, the command line's start."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hookline.bench._rows import Row, in_turn, row
+from hookline.control import Node
+from hookline.datapath.loadbalancer import maglev
+from hookline.datapath.loadbalancer.balancer import LoadBalancer, Tunables
+from hookline.lab import Lab
+from hookline.sources import files
+
+SLOTS, BACKENDS = 65_537, 1_000
+SERVICES, BACKENDS_EACH = 1_000, 10
+STARTS = 15
+
+
+def maglev_rows(lab: Lab) -> Iterator[Row]:
+    """A table of 65,537 slots for 1,000 backends: in the kernel, beside the same in Python."""
+    identities = [b"10.0.%d.%d/8080" % divmod(number, 250) for number in range(BACKENDS)]
+    weights = [100] * BACKENDS
+    rows = np.arange(1, BACKENDS + 1, dtype=np.uint32)
+    pins = lab.first_node.pins.with_name("bench")
+
+    def timed_kernel() -> float:
+        start = time.perf_counter()
+        balancer.build_table(0, SLOTS, rows, maglev.turns(identities, weights, SLOTS))
+        return (time.perf_counter() - start) * 1e3
+
+    def timed_python() -> float:
+        start = time.perf_counter()
+        maglev.build(identities, weights, SLOTS)
+        return (time.perf_counter() - start) * 1e3
+
+    with LoadBalancer.open(pins, Tunables()) as balancer:
+        kernel, python = in_turn(11, timed_kernel, timed_python)
+    yield row(
+        "maglev-build",
+        "ms",
+        kernel,
+        reference="the same table in Python",
+        reference_values=python,
+        goal="≤ 10 ms for 65,537 slots and 1,000 backends",
+        most=10.0,
+    )
+
+
+def apply_rows(lab: Lab) -> Iterator[Row]:
+    """A thousand services applied from their file, and one changed backend among them."""
+    documents = [_document(number) for number in range(SERVICES)]
+    text = "---\n".join(documents)
+    name = str(lab.first_node)
+    reads, applies, singles = [], [], []
+    for attempt in range(3):
+        with Node(name) as node:
+            start = time.perf_counter()
+            resources = files.loads(text)
+            read = time.perf_counter()
+            node.apply(resources)
+            applies.append(time.perf_counter() - start)
+            reads.append(read - start)
+            for turn in range(15):
+                changed = documents[SERVICES // 2].replace(".3}", f".{100 + 20 * attempt + turn}}}")
+                start = time.perf_counter()
+                node.apply(files.loads(changed))
+                singles.append(time.perf_counter() - start)
+            node.delete([resource.reference for resource in resources])
+    yield row(
+        "apply-1000x10",
+        "s",
+        applies,
+        reference="reading and checking the same file alone",
+        reference_values=reads,
+        goal="≤ 2 s for 1,000 services of 10 backends",
+        most=2.0,
+    )
+    yield row(
+        "apply-one-of-1000",
+        "ms",
+        [value * 1e3 for value in singles],
+        reference="applying all of them",
+        reference_values=[value * 1e3 for value in applies],
+        goal="≤ 20 ms in the process",
+        most=20.0,
+    )
+
+
+def start_rows(lab: Lab) -> Iterator[Row]:
+    """``hookline --help`` beside a Python that starts and ends."""
+
+    def timed(command: Sequence[str]) -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return (time.perf_counter() - start) * 1e3
+
+    entry = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv = ['hookline', '--help']; from hookline.cli import main; main()",
+    ]
+    ours, empty = in_turn(STARTS, lambda: timed(entry), lambda: timed([sys.executable, "-c", "pass"]))
+    yield row(
+        "cli-help",
+        "ms",
+        ours,
+        reference=f"an empty Python start, {statistics.median(empty):.0f} ms",
+        reference_values=empty,
+        goal="≤ 6 × an empty Python start",
+        most_ratio=6.0,
+    )
+
+
+def _document(number: int) -> str:
+    block, offset = divmod(number, 250)
+    backends = "".join(
+        f"    - {{address: 10.{100 + block}.{offset}.{backend + 1}}}\n" for backend in range(BACKENDS_EACH)
+    )
+    return (
+        "apiVersion: hookline.dev/v1alpha1\n"
+        "kind: VirtualService\n"
+        f"metadata: {{name: service-{number}}}\n"
+        "spec:\n"
+        f"  addresses: [192.168.{block}.{offset + 1}]\n"
+        "  ports: [{port: 80, targetPort: 8080}]\n"
+        "  backends:\n" + backends
+    )
