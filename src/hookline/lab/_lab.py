@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -485,9 +486,9 @@ def _refuse_existing(name: str, say: Say) -> None:
 
 
 def _remains(name: str) -> bool:
-    return bool(
-        net.list_names(lab_netns_prefix(name)) or lab_pins(name).exists() or lab_state_dir(name).exists()
-    )
+    """Whether there is something of a lab beside its folder, as far as this user may look."""
+    namespaces = net.list_names(lab_netns_prefix(name))
+    return bool(namespaces) or os.path.exists(lab_pins(name)) or os.path.exists(lab_state_dir(name))
 
 
 def _remove(name: str, record: Record | None) -> None:

@@ -123,6 +123,8 @@ def locked(name: str, *, create: bool = False, patience_s: float = 1.0) -> Itera
         FileNotFoundError: There is no such folder, and ``create`` was not asked for.
     """
     folder = lab_run_dir(name)
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise _not_permitted(name, folder)
     descriptor = _open_locked(name, folder, create, time.monotonic() + patience_s)
     try:
         yield folder
@@ -171,10 +173,8 @@ def _open_locked(name: str, folder: Path, create: bool, deadline: float) -> int:
             if create:
                 continue  # another lab's end took the empty parent away
             raise
-        except PermissionError as error:
-            raise LabNotPermitted(
-                f"cannot make or change lab {name}", why=f"{folder}: {error.strerror}", remedy="run as root"
-            ) from None
+        except PermissionError:
+            raise _not_permitted(name, folder) from None
         held = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,6 +195,12 @@ def _open_locked(name: str, folder: Path, create: bool, deadline: float) -> int:
         finally:
             if not held:
                 os.close(descriptor)
+
+
+def _not_permitted(name: str, folder: Path) -> LabNotPermitted:
+    return LabNotPermitted(
+        f"cannot make or change lab {name}", why=f"this user may not write {folder}", remedy="run as root"
+    )
 
 
 def _process_document(process: Process) -> dict[str, int]:
