@@ -40,18 +40,19 @@ def up(
 ) -> None:
     """Make a lab: a network namespace for every node, pod and machine outside, and a server on every port.
 
+    What else the files hold (services, a NodeConfig) is applied to the lab's first node, a NodeConfig to its own.
+
     \b
     Examples:
       hookline lab up -f examples/lab/cluster.yaml
       hookline lab up -f cluster.yaml --name trial
     """
-    from hookline import lab
-    from hookline.sources import files as source
+    from hookline import api
 
     notices: list[str] = []
     say = notices.append if as_json else _notice
     with _progress(f"lab {name}", shown=not as_json) as progress:
-        made = lab.up(source.load(files), name, say=say, progress=progress)
+        made = api.lab_up(files, name, say=say, progress=progress)
     if as_json:
         _print_json(_members_document(made.name, made.members) | {"notices": notices})
         return
@@ -75,11 +76,11 @@ def down(
       hookline lab down --name trial
       hookline lab down --all
     """
-    from hookline import lab
+    from hookline import api, lab
 
     names = [summary.name for summary in lab.list_labs()] if every else [name]
     for one in names:
-        lab.down(one)
+        api.lab_down(one)
         if not as_json:
             print(f"lab {one} is gone")
     if as_json:

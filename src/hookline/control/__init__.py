@@ -5,7 +5,7 @@ hold, `state` keeps what is wanted, and the programs themselves are `hookline.da
 """
 
 from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError
-from hookline.control.node import Applied, BackendStatus, Node, PoolStatus
+from hookline.control.node import Applied, BackendStatus, Node, PoolStatus, load
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
@@ -28,4 +28,5 @@ __all__ = [
     "StateError",
     "Target",
     "Usage",
+    "load",
 ]

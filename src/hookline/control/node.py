@@ -96,16 +96,22 @@ class Node:
 
     Args:
         name: The node's name.
-        on_change: Called after every change that was carried out, in the node's own network namespace.
+        before_change: Called before anything is touched, with every address that will be balanced; may refuse by raising.
+        on_change: Called after every change that was carried out. Both are called in the node's own network namespace.
 
     Raises:
         model.names.InvalidName: The name is none.
     """
 
     def __init__(
-        self, name: str | NodeName = "host", *, on_change: Callable[[Node], None] | None = None
+        self,
+        name: str | NodeName = "host",
+        *,
+        before_change: Callable[[Node, frozenset[Address]], None] | None = None,
+        on_change: Callable[[Node], None] | None = None,
     ) -> None:
         self.name = name if isinstance(name, NodeName) else NodeName.parse(name)
+        self._before_change = before_change
         self._on_change = on_change
         self._state: State | None = None
         self._stored: dict[str, Stored] = {}
@@ -144,7 +150,7 @@ class Node:
 
         Args:
             what: Files, folders or resources.
-            prune: Also remove what the same files once set and no longer hold.
+            prune: Also remove what the same files once set and no longer hold, in a folder also what files that are gone set.
             owner: Apply as this owner: its objects become exactly these.
 
         Raises:
@@ -152,10 +158,10 @@ class Node:
             ControlError: The change is refused; nothing was changed.
             bpf.BpfError: The kernel refuses; what was is still there.
         """
-        loaded = _loaded(what)
+        loaded = load(what)
+        covered = _Covered.of(what, loaded) if prune else None
         with self._writing():
-            draft = self._draft(loaded, prune=prune, owner=owner)
-            return self._carry_out(draft)
+            return self._carry_out(self._draft(loaded, prune=covered, owner=owner))
 
     def plan(
         self,
@@ -165,9 +171,10 @@ class Node:
         delete: Sequence[str] = (),
     ) -> Plan:
         """What `apply` or `delete` would do, with the connections that would move; changes nothing."""
-        loaded = _loaded(what)
+        loaded = load(what)
+        covered = _Covered.of(what, loaded) if prune else None
         with self._writing():
-            draft = self._draft(loaded, prune=prune, delete=delete)
+            draft = self._draft(loaded, prune=covered, delete=delete)
             self._work_out_moves(draft)
             if draft.plan.loads:
                 self._forget_kernel()
@@ -250,7 +257,7 @@ class Node:
         self,
         loaded: Sequence[Resource],
         *,
-        prune: bool = False,
+        prune: _Covered | None = None,
         delete: Sequence[str] = (),
         owner: str | None = None,
     ) -> Draft:
@@ -276,6 +283,9 @@ class Node:
         wanted = self._wanted(put, drop)
         pools = self._compiled(wanted, touched)
         refuse_duplicates(pool for group in pools.values() for pool in group)
+        if self._before_change is not None and pools is not self._pools:
+            every = (pool for group in pools.values() for pool in group)
+            self._before_change(self, frozenset(f.address for pool in every for f in pool.frontends))
         config = self._config(wanted)
         draft = Draft(plan, put, drop, TableChange(), config)
         self._draft_kernel(draft, pools)
@@ -283,7 +293,12 @@ class Node:
         return draft
 
     def _dropped(
-        self, loaded: Sequence[Resource], *, prune: bool, delete: Sequence[str], owner: str | None
+        self,
+        loaded: Sequence[Resource],
+        *,
+        prune: _Covered | None,
+        delete: Sequence[str],
+        owner: str | None,
     ) -> list[str]:
         held = {resource.reference for resource in loaded}
         drop = []
@@ -300,12 +315,11 @@ class Node:
             drop.append(reference)
         if owner is not None:
             drop += [name for name, item in self._stored.items() if item.source == owner and name not in held]
-        elif prune:
-            sources = {_source(resource) for resource in loaded}
+        elif prune is not None:
             drop += [
                 name
                 for name, item in self._stored.items()
-                if item.source not in OWNERS and name not in held and item.source in sources
+                if item.source not in OWNERS and name not in held and item.source in prune
             ]
         return list(dict.fromkeys(drop))
 
@@ -587,21 +601,43 @@ class Node:
             yield _Kernel(balancer, Tables(balancer))
 
 
-def _loaded(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:
-    if isinstance(what, str | os.PathLike | Resource):
-        what = [what]
-    paths: list[PathLike] = []
-    resources: list[Resource] = []
-    for item in what:
-        if isinstance(item, Resource):
-            resources.append(item)
-        else:
-            paths.append(item)
+def load(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:
+    """The resources of files and folders, and those given as they are.
+
+    Raises:
+        model.InvalidResource: With all that is wrong in all files.
+    """
+    given = [what] if isinstance(what, str | os.PathLike | Resource) else list(what)
+    resources = [item for item in given if isinstance(item, Resource)]
+    paths = [item for item in given if not isinstance(item, Resource)]
     return resources + (files.load(paths) if paths else [])
 
 
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    """The sources that a change with ``prune`` speaks for: files, and whatever was once a file of these folders."""
+
+    files: frozenset[str]
+    folders: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, what: PathLike | Resource | Iterable[PathLike | Resource], loaded: Iterable[Resource]
+    ) -> _Covered:
+        given = [what] if isinstance(what, str | os.PathLike | Resource) else list(what)
+        paths = [os.path.abspath(item) for item in given if not isinstance(item, Resource)]
+        folders = frozenset(path for path in paths if os.path.isdir(path))
+        return cls(frozenset(paths) | {_source(resource) for resource in loaded}, folders)
+
+    def __contains__(self, source: str) -> bool:
+        return source in self.files or os.path.dirname(source) in self.folders
+
+
 def _source(resource: Resource) -> str:
-    return os.path.abspath(resource.origin.path) if resource.origin else "python"
+    if resource.origin is None:
+        return "python"
+    path = resource.origin.path
+    return path if path == files.STANDARD_INPUT else os.path.abspath(path)
 
 
 def _address(text: str) -> Address:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from hookline.lab._client import Counts, ServerCounts
     from hookline.lab._errors import LabError, LabNotPermitted, ProbeFailed
     from hookline.lab._lab import Lab, LabSummary, down, first_node, list_labs, resolve_node, up
-    from hookline.lab._plan import Member, ServedPort
+    from hookline.lab._plan import LAB_KINDS, Member, ServedPort
     from hookline.lab._probe import Probe
 
 __all__ = [
+    "LAB_KINDS",
     "Announcement",
     "Counts",
     "Lab",
@@ -39,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Announcement": "_announce",
     "Counts": "_client",
+    "LAB_KINDS": "_plan",
     "LabError": "_errors",
     "LabNotPermitted": "_errors",
     "Member": "_plan",

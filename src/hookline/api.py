@@ -1,0 +1,158 @@
+"""What a person does with nodes and labs, from Python as from the command line.
+
+    with hookline.Node("lab/demo") as node:
+        node.apply("service.yaml")
+        for pool in node.services():
+            print(pool.pool.service, pool.connections)
+
+This is where nodes and labs meet: `hookline.control` knows nodes and no labs, `hookline.lab` knows labs and nothing of what
+runs on their nodes. `Node` announces its services on its lab's network; `lab_up` and `refresh_lab` tell every node of a lab
+which pods and machines there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from hookline import control, lab
+from hookline.lab import Lab, LabError
+from hookline.model import NodeConfig, Resource
+from hookline.model.names import NodeName
+
+Address = IPv4Address | IPv6Address
+PathLike = str | os.PathLike[str]
+
+__all__ = ["Node", "lab_down", "lab_up", "refresh_lab"]
+
+OWNER = "lab"
+"""What owns the objects that a lab's nodes have from their lab."""
+
+
+class Node(control.Node):
+    """A node: this machine (``host``), a lab's (``lab/LAB/NODE``) or a lab's first (``lab/LAB``).
+
+    What it holds of the kernel is pinned there: closing it, or the end of the process, takes nothing away.
+
+    Args:
+        name: The node's name.
+
+    Raises:
+        model.names.InvalidName: The name is none.
+        lab.LabError: There is no such lab, or it has no such node.
+    """
+
+    def __init__(self, name: str | NodeName = "host") -> None:
+        resolved = name if isinstance(name, NodeName) else lab.resolve_node(name)
+        if resolved.lab is None:
+            super().__init__(resolved)
+            return
+        self._lab = Lab.open(resolved.lab)
+        self._lab.member(f"node/{resolved.node}")
+        super().__init__(resolved, before_change=self._refuse_taken, on_change=self._announce)
+
+    def _refuse_taken(self, _: control.Node, addresses: frozenset[Address]) -> None:
+        """Refuses services on another member's address: the lab's network would have two ways to it."""
+        self._lab.refresh()
+        for member in self._lab.members:
+            if member.endpoint == f"node/{self.name.node}":
+                continue
+            for address in addresses & set(member.addresses):
+                raise LabError(
+                    f"no service on node {self.name} can have the address {address}",
+                    why=f"it is the address of {member.endpoint}",
+                    remedy="give the service an address of its own",
+                )
+
+    def _announce(self, _: control.Node) -> None:
+        """Has the lab's network bring the node its services' packets; ``dsr`` backends get the addresses."""
+        own = self._lab.member(f"node/{self.name.node}").addresses
+        self._lab.announce(
+            self.name.node,
+            {
+                address: {"backends": backends, "loopback": bool(backends)}
+                for address, backends in self.service_addresses().items()
+                if address not in own
+            },
+        )
+
+
+def lab_up(
+    what: PathLike | Iterable[PathLike | Resource],
+    name: str = "lab",
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Lab:
+    """Makes a lab, tells its nodes who is there, and applies what else the files hold.
+
+    Every node gets the lab's Namespaces, Nodes, Pods and ExternalHosts, owned by the lab, so that selectors find pods. A
+    NodeConfig is applied to the node of its name, all other kinds to the first node, as if ``apply`` had read them from the
+    same file.
+
+    Args:
+        what: Files, folders or resources.
+        name: The lab's.
+        say: Told, a line at a time, what the user ought to know.
+        progress: Told after every network namespace how many of how many there are.
+
+    Raises:
+        model.InvalidResource: A document is wrong; nothing was made.
+        LabError: It cannot be a lab, or there is one of that name; nothing was made.
+        HooklineError: The kernel refused something; what was made is gone again.
+    """
+    resources = control.load(what)
+    mine = [resource for resource in resources if isinstance(resource, lab.LAB_KINDS)]
+    others = [resource for resource in resources if not isinstance(resource, lab.LAB_KINDS)]
+    made = lab.up(mine, name, say=say, progress=progress)
+    try:
+        for member in made.nodes:
+            with Node(NodeName(name, member.name)) as node:
+                node.apply(made.resources(), owner=OWNER)
+        for node_name, given in _by_node(made, others, say).items():
+            with Node(node_name) as node:
+                for warning in node.apply(given).plan.warnings:
+                    say(warning)
+    except BaseException:
+        lab.down(name)
+        raise
+    return made
+
+
+def lab_down(name: str = "lab") -> None:
+    """Removes a lab, with the programs, the state and everything else of its nodes.
+
+    Raises:
+        LabError: There is no such lab, or another process is changing it.
+    """
+    lab.down(name)
+
+
+def refresh_lab(name: str = "lab") -> Lab:
+    """Tells the nodes of a lab which pods it has now, after `Lab.add_pod` or `Lab.remove_pod`; services follow.
+
+    Raises:
+        LabError: There is no such lab.
+        ControlError: A node refuses, for example for want of room in a map.
+    """
+    found = Lab.open(name)
+    for member in found.nodes:
+        with Node(NodeName(name, member.name)) as node:
+            node.apply(found.resources(), owner=OWNER)
+    return found
+
+
+def _by_node(
+    made: Lab, resources: Iterable[Resource], say: Callable[[str], None]
+) -> Mapping[NodeName, list[Resource]]:
+    names = {member.name for member in made.nodes}
+    found: dict[NodeName, list[Resource]] = {}
+    for resource in resources:
+        if not isinstance(resource, NodeConfig):
+            found.setdefault(made.first_node, []).append(resource)
+        elif resource.name in names:
+            found.setdefault(NodeName(made.name, resource.name), []).append(resource)
+        else:
+            say(f"{resource.reference} is passed over: the lab's nodes are {', '.join(sorted(names))}")
+    return found
