@@ -17,7 +17,7 @@ from hookline import api, bpf, net
 from hookline.bench._packets import ACK, SYN, tcp
 from hookline.bench._rows import Row, in_turn, row
 from hookline.lab import Lab
-from hookline.model import parse
+from hookline.model import Resource, parse
 from hookline.model.names import NodeName
 
 EMPTY = Path(__file__).with_name("empty.bpf.o")
@@ -78,7 +78,7 @@ def _foreign(lab: Lab) -> bytes:
     return tcp((client.addresses[0], 40_000), (node.addresses[0], 22))
 
 
-def _service(lab: Lab, kind: str) -> api.Resource:
+def _service(lab: Lab, kind: str) -> Resource:
     ipv4, ipv6, forwarding, backend = SERVICES[kind]
     addresses = lab.member(backend).addresses
     return parse(
@@ -106,7 +106,7 @@ def _programs(name: NodeName) -> Iterator[tuple[bpf.Program, bpf.Program]]:
             yield balance, obj.programs["empty"]
 
 
-def _first() -> api.Resource:
+def _first() -> Resource:
     return parse(
         {
             "apiVersion": "hookline.dev/v1alpha1",

@@ -26,10 +26,18 @@ from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
 from hookline.control.state import State, Stored, locked
-from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
+from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
 from hookline.datapath.loadbalancer import maglev
-from hookline.datapath.loadbalancer.balancer import Attachment, LoadBalancer, Totals, Tunables, totals
-from hookline.model import EndpointSlice, NodeConfig, Pod, Resource, Service, VirtualService
+from hookline.datapath.loadbalancer.balancer import (
+    Attachment,
+    LoadBalancer,
+    Totals,
+    Tunables,
+    attached,
+    attachments,
+    totals,
+)
+from hookline.model import EndpointSlice, ExternalHost, NodeConfig, Pod, Resource, Service, VirtualService
 from hookline.model.names import NodeName
 from hookline.sources import files
 
@@ -37,6 +45,9 @@ Address = IPv4Address | IPv6Address
 PathLike = str | os.PathLike[str]
 OWNERS = frozenset({"lab"})
 """Sources that alone may change their objects; every other source is a file's path."""
+
+INVENTORY_KINDS = tuple(f"{kind.kind}/" for kind in (Pod, EndpointSlice, ExternalHost))
+"""What the references of objects that services refer to begin with."""
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
@@ -220,9 +231,8 @@ class Node:
             pools = [pool for group in self._pools.values() for pool in group]
             if not pools or not LoadBalancer.exists(self.name.pins):
                 return []
-            placements = Placements(frozenset(name for name, _ in self._uplinks(self._config())))
             with self._opened() as kernel:
-                return _statuses(pools, placements, kernel)
+                return _statuses(pools, self._reading_placements(), kernel)
 
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""
@@ -235,12 +245,17 @@ class Node:
         ):
             return totals({"metrics": metrics, "exceptions": exceptions})
 
+    def attachments(self) -> list[Attachment]:
+        """Where the node's programs are attached now."""
+        with self._inside():
+            return attachments(self.name.pins)
+
     def service_addresses(self) -> dict[Address, frozenset[Address]]:
         """Every address that is balanced, with the backends that must have it on their loopback (``dsr``)."""
         with self._inside():
             self._refresh()
             found: dict[Address, set[Address]] = {}
-            placements = Placements(frozenset(name for name, _ in self._uplinks(self._config())))
+            placements = self._reading_placements()
             for pool in (pool for group in self._pools.values() for pool in group):
                 direct = {
                     target.address
@@ -352,7 +367,7 @@ class Node:
             for name, resource in wanted.items()
             if isinstance(resource, VirtualService | Service)
         }
-        all_again = any(name.startswith((f"{Pod.kind}/", f"{EndpointSlice.kind}/")) for name in touched)
+        all_again = any(name.startswith(INVENTORY_KINDS) for name in touched)
         if not all_again and not any(name in services or name in self._pools for name in touched):
             return self._pools
         inventory = Inventory.of(wanted.values())
@@ -596,9 +611,23 @@ class Node:
         if self._kernel is not None:
             yield self._kernel
             return
-        config = self._config()
-        with LoadBalancer.open(self.name.pins, _tunables(config, self._uplinks(config))) as balancer:
+        balancer = LoadBalancer.pinned(self.name.pins)
+        if balancer is None or balancer.maps["services"].value_dtype.names != ServiceRow._fields:
+            raise ControlError(
+                f"what is loaded on node {self.name} cannot be read",
+                why="it is not whole, or another version of Hookline loaded it",
+                remedy="apply any file once: hookline apply -f FILE",
+            )
+        with balancer:
             yield _Kernel(balancer, Tables(balancer))
+
+    def _reading_placements(self) -> Placements:
+        """Placements by the uplinks that are wanted, or else, where these are not there now, by those that are attached."""
+        try:
+            uplinks = {name for name, _ in self._uplinks(self._config())}
+        except net.NetworkError:
+            uplinks = {interface for _, interface in attached(self.name.pins) if interface}
+        return Placements(frozenset(uplinks))
 
 
 def load(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from hookline.control._errors import Conflict
 from hookline.datapath.loadbalancer import maglev
-from hookline.model import EndpointSlice, Pod, Resource, Service, VirtualService
+from hookline.model import EndpointSlice, ExternalHost, Pod, Resource, Service, VirtualService
 
 Address = IPv4Address | IPv6Address
 Protocol = Literal["TCP", "UDP"]
@@ -25,7 +25,7 @@ BALANCED = ("TCP", "UDP")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One backend as the documents name it. ``name`` is the pod's, or the address itself."""
+    """One backend as the documents name it. ``name`` is the pod's or external host's that has the address, else the address."""
 
     address: Address
     port: int
@@ -87,16 +87,18 @@ class Pool:
 
 @dataclass(slots=True)
 class Inventory:
-    """What services refer to: pods by namespace, and slices by the service that they belong to."""
+    """What services refer to: pods by namespace, slices by the service that they belong to, names by address."""
 
     pods: Mapping[str, list[Pod]]
     slices: Mapping[str, list[EndpointSlice]]
+    names: Mapping[Address, str]
 
     @classmethod
     def of(cls, resources: Iterable[Resource]) -> Inventory:
         """Sorts resources into an inventory."""
         pods: defaultdict[str, list[Pod]] = defaultdict(list)
         slices: defaultdict[str, list[EndpointSlice]] = defaultdict(list)
+        names: dict[Address, str] = {}
         for resource in resources:
             if isinstance(resource, Pod):
                 if resource.metadata.deletion_timestamp is None and resource.status.phase not in (
@@ -104,9 +106,16 @@ class Inventory:
                     "Failed",
                 ):
                     pods[resource.metadata.namespace].append(resource)
+                    names.update(dict.fromkeys(resource.addresses, _pod_name(resource)))
+            elif isinstance(resource, ExternalHost):
+                names.update(dict.fromkeys(resource.addresses, f"external/{resource.metadata.name}"))
             elif isinstance(resource, EndpointSlice) and resource.service_reference:
                 slices[resource.service_reference].append(resource)
-        return cls(pods, slices)
+        return cls(pods, slices, names)
+
+    def name_of(self, address: Address) -> str:
+        """The name of who has the address, or the address itself."""
+        return self.names.get(address) or str(address)
 
     def selected(self, namespace: str, selector: Mapping[str, str]) -> Iterator[Pod]:
         """The namespace's pods that have all of the labels."""
@@ -125,6 +134,10 @@ def compile_service(service: VirtualService | Service, inventory: Inventory) -> 
     return tuple(_virtual_service_pools(service, inventory))
 
 
+def _pod_name(pod: Pod) -> str:
+    return f"{pod.metadata.namespace}/{pod.metadata.name}"
+
+
 def _virtual_service_pools(service: VirtualService, inventory: Inventory) -> Iterator[Pool]:
     spec = service.spec
     namespace = service.metadata.namespace
@@ -134,13 +147,14 @@ def _virtual_service_pools(service: VirtualService, inventory: Inventory) -> Ite
             if backend.address is not None:
                 number = backend.port if backend.port is not None else port.target
                 if isinstance(number, int):
-                    found.append(Target(backend.address, number, backend.weight, str(backend.address)))
+                    found.append(
+                        Target(backend.address, number, backend.weight, inventory.name_of(backend.address))
+                    )
                 continue
             for pod in inventory.selected(namespace, backend.selector or {}):
                 target = backend.port or pod.port_number(port.target, port.protocol)
                 if target is not None:
-                    name = f"{pod.metadata.namespace}/{pod.metadata.name}"
-                    found.extend(Target(a, target, backend.weight, name) for a in pod.addresses)
+                    found.extend(Target(a, target, backend.weight, _pod_name(pod)) for a in pod.addresses)
         yield from _pools_by_family(
             service.reference,
             port.name or str(port.port),
@@ -178,7 +192,7 @@ def _service_pools(service: Service, inventory: Inventory) -> Iterator[Pool]:
                             100 if endpoint.is_ready else 0,
                             f"{reference.namespace or namespace}/{reference.name}"
                             if reference and reference.name
-                            else str(address),
+                            else inventory.name_of(address),
                         )
                         for address in endpoint.ips[:1]
                     )
@@ -186,8 +200,7 @@ def _service_pools(service: Service, inventory: Inventory) -> Iterator[Pool]:
             for pod in inventory.selected(namespace, service.spec.selector):
                 target = pod.port_number(port.target, port.protocol)
                 if target is not None:
-                    name = f"{pod.metadata.namespace}/{pod.metadata.name}"
-                    found.extend(Target(a, target, 100, name) for a in pod.addresses)
+                    found.extend(Target(a, target, 100, _pod_name(pod)) for a in pod.addresses)
         yield from _pools_by_family(
             service.reference,
             port.name or str(port.port),

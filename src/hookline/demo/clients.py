@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 PATIENCE_SECONDS = 2.0
@@ -123,7 +123,8 @@ class Clients:
         self.counts.open_now = sum(
             isinstance(flow, Stream) and flow.connected for flow in self._flows.values()
         )
-        print(json.dumps({**asdict(self.counts), "final": final}), flush=True)
+        counts = {entry.name: getattr(self.counts, entry.name) for entry in fields(self.counts)}
+        print(json.dumps({**counts, "final": final}), flush=True)
 
     def next_address(self) -> str:
         """The service's addresses in turn."""
