@@ -32,7 +32,7 @@ struct flow {
 /* No option or extension header chain that is followed reaches further: lets the verifier bound the offset. */
 #define L4_OFFSET_MAX 255
 
-/* Extension headers that are followed before a packet is taken for malformed. */
+/* Extension headers that are followed: a packet with more is one whose port is not known. */
 #define EXTENSION_HEADERS_MAX 6
 
 enum parsed {
@@ -173,9 +173,11 @@ static __always_inline enum parsed parse_ipv6(void *data, void *data_end, __u32 
 		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
 			break;
 
-		/* The verifier's bound; a chain this long is nothing that a host sends. */
-		if (offset > L4_OFFSET_MAX)
-			return PARSED_BAD_IPV6;
+		/* The verifier's bound. A longer chain is left to others; behind it no port is known. */
+		if (offset > L4_OFFSET_MAX) {
+			packet->flow.protocol = next;
+			return PARSED_ADDRESS;
+		}
 		__u8 *extension = data + offset;
 		/* Next header, length and, in a fragment header, its flags are read within 8 octets. */
 		if ((void *)(extension + 8) > data_end)
@@ -197,10 +199,8 @@ static __always_inline enum parsed parse_ipv6(void *data, void *data_end, __u32 
 	}
 
 	packet->flow.protocol = next;
-	if (next != IPPROTO_TCP && next != IPPROTO_UDP)
+	if ((next != IPPROTO_TCP && next != IPPROTO_UDP) || offset > L4_OFFSET_MAX)
 		return PARSED_ADDRESS;
-	if (offset > L4_OFFSET_MAX)
-		return PARSED_BAD_IPV6;
 	packet->l4_offset = offset;
 	return parse_l4(data, data_end, packet);
 }

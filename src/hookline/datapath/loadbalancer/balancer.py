@@ -50,6 +50,10 @@ MAPS = (
     "settings",
     "maglev_candidates",
 )
+# These name each other's rows and pages: where one of them is made anew, all are.
+TABLES = ("services", "backends", "maglev")
+# What is copied where a map is made anew. The rows of backends keep their numbers, which connections name.
+CARRIED_OVER = ("connections", "backends", "backend_metrics")
 PROGRAMS = ("balance", "resolve", "reply", "count_exceptions", "build_maglev")
 PAGE_SLOTS = 1024
 
@@ -175,18 +179,25 @@ class LoadBalancer:
         return any((pins / kind).is_dir() for kind in ("maps", "programs", "links"))
 
     @classmethod
-    def _adopt(cls, pins: Path, tunables: Tunables) -> LoadBalancer | None:
+    def pinned(cls, pins: Path) -> LoadBalancer | None:
+        """What is pinned there, for reading, whatever it was loaded with; None where it is not whole."""
+        return cls._adopt(pins, None)
+
+    @classmethod
+    def _adopt(cls, pins: Path, tunables: Tunables | None) -> LoadBalancer | None:
         if not all((pins / "maps" / name).exists() for name in MAPS):
             return None
         if not all((pins / "programs" / name).exists() for name in PROGRAMS):
             return None
         with bpf.Map.from_pin(pins / "maps" / "settings") as settings:
             names = settings.value_dtype.names or ()
-            if "digest" not in names or int(settings[0]["digest"]) != tunables.digest:
+            if "digest" not in names:
+                return None
+            if tunables is not None and int(settings[0]["digest"]) != tunables.digest:
                 return None
         maps = {name: bpf.Map.from_pin(pins / "maps" / name) for name in MAPS}
         programs = {name: bpf.Program.from_pin(pins / "programs" / name) for name in PROGRAMS}
-        return cls(pins, tunables, programs, maps, fresh=False)
+        return cls(pins, tunables or Tunables(), programs, maps, fresh=False)
 
     @classmethod
     def _load(cls, pins: Path, tunables: Tunables) -> LoadBalancer:
@@ -198,21 +209,20 @@ class LoadBalancer:
             obj.constants["tx_by_redirect"] = int(tunables.tx_by_redirect)
             for name, size in tunables.sizes.items():
                 obj.resize(name, size)
-            replaced = []
-            for name in MAPS:
-                path = pins / "maps" / name
-                if not path.exists():
-                    continue
-                with bpf.Map.from_pin(path) as old:
-                    if _same_shape(obj.maps[name], old):
+            there = [name for name in MAPS if (pins / "maps" / name).exists()]
+            replaced = [name for name in there if not _same_shape(obj.maps[name], pins / "maps" / name)]
+            if any(name in TABLES for name in replaced):
+                replaced.extend(name for name in TABLES if name in there and name not in replaced)
+            for name in there:
+                if name not in replaced:
+                    with bpf.Map.from_pin(pins / "maps" / name) as old:
                         obj.reuse(name, old)
-                    else:
-                        replaced.append(name)
             obj.load()
             maps = {name: obj.maps[name] for name in MAPS}
             programs = {name: obj.programs[name] for name in PROGRAMS}
-            if "connections" in replaced:
-                _carry_over(pins / "maps" / "connections", maps["connections"])
+            for name in CARRIED_OVER:
+                if name in replaced:
+                    _carry_over(pins / "maps" / name, maps[name])
         except BaseException:
             obj.close()
             raise
@@ -276,15 +286,15 @@ class LoadBalancer:
             with link:
                 holds = _program_id(link)
                 if holds == program.id:
-                    return Attachment(name, link.hook, interface, "kept")
+                    return Attachment(name, _hook(link), interface, "kept")
                 if name != "count_exceptions":
                     link.update(program)
-                    return Attachment(name, link.hook, interface, "updated")
+                    return Attachment(name, _hook(link), interface, "updated")
                 # The kernel updates no tracepoint's link: the new one stands beside the old one for a moment.
                 with program.attach_raw_tracepoint("xdp_exception") as new:
                     path.unlink()
                     new.pin(path)
-                return Attachment(name, link.hook, interface, "updated")
+                return Attachment(name, _hook(link), interface, "updated")
         if path.exists():
             path.unlink()  # of an interface that is gone; one of the same name may have come
         made: bpf.Link | bpf.ClsactFilter
@@ -296,11 +306,14 @@ class LoadBalancer:
             made = program.attach_tc(interface, DIRECTIONS[name])
         with made:
             made.pin(path)
-            hook = f"{made.hook} {made.mode}" if made.mode else made.hook
-            return Attachment(name, hook, interface, "attached")
+            return Attachment(name, _hook(made), interface, "attached")
 
     def _pin(self) -> None:
         (self.pins / "links").mkdir(parents=True, exist_ok=True)
+        settings = self.maps["settings"]
+        if self.fresh:
+            # Nobody adopts a mixture of two versions' maps and programs, if this process ends in between.
+            settings[0] = {"balance_id": int(settings[0]["balance_id"]), "digest": 0}
         things: tuple[tuple[str, Mapping[str, bpf.Map | bpf.Program]], ...] = (
             ("maps", self.maps),
             ("programs", self._programs),
@@ -309,7 +322,7 @@ class LoadBalancer:
             (self.pins / folder).mkdir(parents=True, exist_ok=True)
             for name, thing in named.items():
                 _pin_in_place(thing, self.pins / folder / name)
-        self.maps["settings"][0] = {
+        settings[0] = {
             "balance_id": self._programs["balance"].id,
             "digest": self.tunables.digest,
         }
@@ -415,6 +428,17 @@ def attached(pins: Path) -> list[tuple[str, str]]:
     return found
 
 
+def attachments(pins: Path) -> list[Attachment]:
+    """Every attachment as it is; those whose interface is gone are left out."""
+    found = []
+    for program, interface in attached(pins):
+        link = _open_link(link_pin(pins, program, interface), program, interface)
+        if link is not None:
+            with link:
+                found.append(Attachment(program, _hook(link), interface, "kept"))
+    return found
+
+
 def detach(pins: Path, program: str, interface: str) -> Attachment:
     """Detaches one program and unpins its link."""
     path = link_pin(pins, program, interface)
@@ -422,7 +446,7 @@ def detach(pins: Path, program: str, interface: str) -> Attachment:
     hook = ""
     if link is not None:
         with link:
-            hook = link.hook
+            hook = _hook(link)
             link.detach()
     if path.exists():
         path.unlink()
@@ -455,6 +479,11 @@ def _open_link(path: Path, program: str, interface: str) -> bpf.Link | bpf.Clsac
         return link
     link.close()
     return None
+
+
+def _hook(link: bpf.Link | bpf.ClsactFilter) -> str:
+    """The hook's name and, for XDP, the mode."""
+    return f"{link.hook} {link.mode}" if link.mode else link.hook
 
 
 def _program_id(link: bpf.Link | bpf.ClsactFilter) -> int:
@@ -494,17 +523,18 @@ def _unpin(pins: Path) -> None:
         parent.rmdir()
 
 
-def _same_shape(new: bpf.Map, old: bpf.Map) -> bool:
-    return (
-        new.type == old.type
-        and new.key_dtype == old.key_dtype
-        and new.value_dtype == old.value_dtype
-        and new.max_entries == old.max_entries
-    )
+def _same_shape(new: bpf.Map, path: Path) -> bool:
+    with bpf.Map.from_pin(path) as old:
+        return (
+            new.type == old.type
+            and new.key_dtype == old.key_dtype
+            and new.value_dtype == old.value_dtype
+            and new.max_entries == old.max_entries
+        )
 
 
 def _carry_over(path: Path, into: bpf.Map) -> None:
-    """Copies connections into a table of another size, where their layout is the same."""
+    """Copies a map's entries into one of another size, as many as fit, where their layout is the same."""
     with bpf.Map.from_pin(path) as old:
         if old.key_dtype == into.key_dtype and old.value_dtype == into.value_dtype:
             keys, values = old.read()

@@ -20,7 +20,8 @@ static __always_inline struct backend *backend_of(const struct connection *conne
 
 static __always_inline bool is_expired(const struct connection *connection, __u8 protocol, __u64 now)
 {
-	__u64 idle = now - connection->last_seen_ns;
+	/* Another CPU may have seen a packet since this one read the clock. */
+	__u64 idle = connection->last_seen_ns < now ? now - connection->last_seen_ns : 0;
 
 	if (connection->flags & CONNECTION_CLOSING)
 		return idle > closed_ns;
@@ -31,12 +32,37 @@ static __always_inline bool is_expired(const struct connection *connection, __u8
 static __always_inline void touch(struct connection *connection, const struct packet *packet)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
+	bool reset = packet->tcp_flags & TCP_RST;
 
-	/* A line of memory that is not written stays in every CPU's cache. */
-	if (now - connection->last_seen_ns > 1000000000ULL)
-		connection->last_seen_ns = now;
 	if (packet->tcp_flags & (TCP_FIN | TCP_RST) && !(connection->flags & CONNECTION_CLOSING))
 		connection->flags |= CONNECTION_CLOSING;
+	/* A line of memory that is not written stays in every CPU's cache. */
+	if (now - connection->last_seen_ns <= 1000000000ULL && !reset)
+		return;
+	connection->last_seen_ns = now;
+	if (connection->kind == CONNECTION_DSR)
+		return;
+
+	/* The other direction's row: it may be silent for long without the connection being idle, and a reset ends
+	 * both. */
+	struct flow key = {
+		.source = connection->destination,
+		.destination = connection->source,
+		.source_port = connection->destination_port,
+		.destination_port = connection->source_port,
+		.protocol = packet->flow.protocol,
+	};
+	struct connection *other = bpf_map_lookup_elem(&connections, &key);
+
+	/* It may have become another connection's since. */
+	if (!other || other->destination_port != packet->flow.source_port ||
+	    other->source_port != packet->flow.destination_port ||
+	    !address_equal(&other->destination, &packet->flow.source) ||
+	    !address_equal(&other->source, &packet->flow.destination))
+		return;
+	other->last_seen_ns = now;
+	if (reset)
+		other->flags |= CONNECTION_CLOSING;
 }
 
 /* The row for replies: keyed by the flow that the backend will answer with. */
@@ -80,7 +106,9 @@ static __always_inline enum drop_reason take_nat_port(const struct packet *packe
 		if (taken) {
 			/* Our own flow's, of an earlier connection or whose forward row was evicted; or one that is over. */
 			bool ours = taken->destination_port == reply.destination_port &&
-				    address_equal(&taken->destination, &reply.destination);
+				    taken->source_port == reply.source_port &&
+				    address_equal(&taken->destination, &reply.destination) &&
+				    address_equal(&taken->source, &reply.source);
 			if (!ours && !is_expired(taken, key.protocol, now))
 				continue;
 		}
@@ -111,7 +139,7 @@ static __always_inline enum drop_reason open_connection(const struct packet *pac
 	connection->backend = row;
 	connection->generation = backend->generation;
 	connection->service = service->id;
-	connection->flags = 0;
+	connection->flags = packet->tcp_flags & (TCP_FIN | TCP_RST) ? CONNECTION_CLOSING : 0;
 	connection->last_seen_ns = now;
 
 	if (backend->flags & BACKEND_LOCAL) {

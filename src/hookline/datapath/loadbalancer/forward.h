@@ -55,7 +55,7 @@ static __always_inline enum drop_reason route_refusal(const struct route *route)
 }
 
 /* Leaves the packet to the TC program `resolve`, behind metadata that says where it must go. */
-static __always_inline int hand_over(struct xdp_md *ctx, const struct packet *packet, const struct route *route)
+static __always_inline int hand_over(struct xdp_md *ctx, const struct route *route)
 {
 	/* Taken before the packet moves: the pointers below are void after it. */
 	const struct bpf_fib_lookup *fib = &route->parameters;
@@ -70,7 +70,7 @@ static __always_inline int hand_over(struct xdp_md *ctx, const struct packet *pa
 		return -1;
 	handover->magic = HANDOVER_MAGIC;
 	handover->ifindex = fib->ifindex;
-	handover->next_hop.nh_family = packet->ipv6 ? AF_INET6 : AF_INET;
+	handover->next_hop.nh_family = fib->family; /* an IPv4 route may lead through an IPv6 neighbour */
 	__builtin_memcpy(handover->next_hop.address, fib->destination, sizeof(fib->destination));
 	return 0;
 }

@@ -72,7 +72,7 @@ static __always_inline struct decision forward(struct xdp_md *ctx, const struct 
 		return refuse(REASON_INTERNAL);
 	if (route.outcome == BPF_FIB_LKUP_RET_SUCCESS)
 		return decide(send(ctx, &route));
-	if (hand_over(ctx, packet, &route))
+	if (hand_over(ctx, &route))
 		return refuse(REASON_NO_METADATA);
 
 	struct metrics *metrics = metrics_here();
