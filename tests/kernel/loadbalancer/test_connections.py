@@ -410,16 +410,20 @@ def test_a_flow_whose_row_was_evicted_gets_its_port_again(balancer: Balancer) ->
 
 def test_the_same_client_port_for_two_services_is_two_connections(make_balancer: MakeBalancer) -> None:
     """A client's port may serve several destinations at once: neither connection takes the other's nat port."""
-    balancer = make_balancer({"nat_port_min": 20000, "nat_port_max": 20001})
+    balancer = make_balancer({"nat_port_min": 20000, "nat_port_max": 20015})
     row = balancer.backend(packets.BACKEND[4])
     balancer.service(packets.SERVICE[4], row)
     balancer.service(packets.SECOND_SERVICE[4], row)
-    both = [to_service(4), replace(to_service(4), destination=packets.SECOND_SERVICE[4])]
-    ports = [balancer.balance(tcp(ends)).ends.source_port for ends in both]
-    assert sorted(ports) == [20000, 20001]
-    for ends, port in zip(both, ports, strict=True):
-        answer = balancer.balance(tcp(Ends(packets.BACKEND[4], packets.NODE[4], 8080, port), "SA"))
-        assert answer.ends.source == ends.destination
+    every = [
+        replace(to_service(4, source_port=40000 + number), destination=service)
+        for number in range(8)
+        for service in (packets.SERVICE[4], packets.SECOND_SERVICE[4])
+    ]
+    ports = [balancer.balance(tcp(ends)).ends.source_port for ends in every]
+    assert sorted(ports) == list(range(20000, 20016))
+    for ends, port in zip(every, ports, strict=True):
+        answer = balancer.balance(tcp(Ends(packets.BACKEND[4], packets.NODE[4], 8080, port), "SA")).ends
+        assert (answer.source, answer.destination_port) == (ends.destination, ends.source_port)
 
 
 def test_a_packet_to_a_nat_port_that_nobody_has_is_the_nodes_own(balancer: Balancer) -> None:
