@@ -22,6 +22,7 @@ from hookline.bpf._errors import (
     NotPermitted,
     ObjectError,
     VerifierError,
+    lacking,
 )
 from hookline.bpf._link import Link, LinkInfo
 from hookline.bpf._map import Map, MapDefinition
@@ -54,6 +55,7 @@ __all__ = [
     "ensure_bpffs",
     "ensure_tracefs",
     "features",
+    "lacking",
     "links",
     "maps",
     "pin",

@@ -27,6 +27,7 @@ __all__ = [
     "ObjectError",
     "VerifierError",
     "failure",
+    "lacking",
 ]
 
 ENOTSUPP = 524
@@ -91,7 +92,7 @@ class NotPermitted(BpfError):  # noqa: N818
     def __init__(
         self, what: str, *, capability: str, errno: int = 1, why: str = "", remedy: str = ""
     ) -> None:
-        missing = [name for name in capability.split() if not _holds(name)]
+        missing = lacking(*capability.split())
         if not why:
             why, remedy = _refusal(missing)
         super().__init__(what, errno=errno, why=why, remedy=remedy)
@@ -159,6 +160,11 @@ def _errno_text(errno: int) -> str:
     if errno == ENOTSUPP:
         return "the kernel does not support this operation (ENOTSUPP)"
     return os.strerror(errno)
+
+
+def lacking(*capabilities: str) -> list[str]:
+    """Those of these capabilities, ``"CAP_BPF"`` and so on, that this thread does not hold."""
+    return [name for name in capabilities if not _holds(name)]
 
 
 def _holds(capability: str) -> bool:

@@ -1,0 +1,100 @@
+"""``hookline describe``: one object, all of it, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hookline.cli._output import print_table
+from hookline.cli._tables import BACKEND_HEAD, backend_cells
+
+if TYPE_CHECKING:
+    from hookline.model import Resource
+
+Document = Mapping[str, Any]
+
+
+def print_item(document: Document, resource: Resource) -> None:
+    """Prints what `hookline describe --json` has: the object, its state in the kernel, the node's counters and hooks."""
+    item = document["item"]
+    print(item["reference"])
+    fields = [("node", document["node"]), ("source", item["source"])]
+    labels = item["object"]["metadata"].get("labels", {})
+    if labels:
+        fields.append(("labels", " ".join(f"{key}={value}" for key, value in labels.items())))
+    status = item.get("status")
+    if status is None:
+        _print_fields(fields)
+        _print_object(resource)
+        return
+    fields.append(("addresses", " ".join(item["addresses"])))
+    if status["pools"]:
+        fields += [(name, status[name]) for name in ("forwarding", "algorithm")]
+    fields += [(name, str(status[name])) for name in ("connections", "packets", "bytes", "drops")]
+    _print_fields(fields)
+    for pool in status["pools"]:
+        _print_pool(pool)
+    if not status["pools"]:
+        print("\nit is not balanced: it has no address, or no port of TCP or UDP")
+    _print_node(document)
+
+
+def _print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    for name, value in fields:
+        print(f"  {name:<12} {value}")
+
+
+def _print_object(resource: Resource) -> None:
+    from hookline.sources import files
+
+    print()
+    for line in files.dump([resource]).splitlines():
+        print(f"  {line}")
+
+
+def _print_pool(pool: Document) -> None:
+    print(
+        f"\nport {pool['port']}, {pool['family']}: {' '.join(pool['frontends'])}, table of {pool['table_size']} slots"
+    )
+    if pool["backends"]:
+        head = (*BACKEND_HEAD[:4], "SLOTS", *BACKEND_HEAD[4:])
+        rows = []
+        for backend in pool["backends"]:
+            cells = backend_cells(backend)
+            rows.append((*cells[:4], backend["slots"], *cells[4:]))
+        print_table(head, rows, indent=2)
+    else:
+        print("  no backends: packets are dropped and counted")
+    if pool["drops"]:
+        print(f"  {pool['drops']} packets dropped")
+    for backend in pool["backends"]:
+        if backend["note"]:
+            print(f"  note: {backend['name']} ({backend['address']}): {backend['note']}")
+
+
+def _print_node(document: Document) -> None:
+    totals = document["totals"]
+    print(f"\nnode {document['node']}")
+    if totals is None:
+        print("  nothing is loaded")
+        return
+    rows: list[tuple[str, str, int, int]] = []
+    for name, counts in totals["verdicts"].items():
+        rows.append(("verdict", name, counts["packets"], counts["bytes"]))
+    for name, counts in totals["drop_reasons"].items():
+        rows.append(("dropped", name, counts["packets"], counts["bytes"]))
+    rows.append(("replies", "", totals["replies"]["packets"], totals["replies"]["bytes"]))
+    rows.append(
+        ("handed to the stack", "", totals["handed_to_stack"]["packets"], totals["handed_to_stack"]["bytes"])
+    )
+    print_table(("COUNTED", "", "PACKETS", "BYTES"), rows, indent=2)
+    if totals["exceptions"]:
+        print(
+            "  exceptions: " + ", ".join(f"{name} {number}" for name, number in totals["exceptions"].items())
+        )
+    print()
+    print_table(
+        ("PROGRAM", "HOOK", "INTERFACE"),
+        [(one["program"], one["hook"], one["interface"]) for one in document["attachments"]],
+        indent=2,
+    )

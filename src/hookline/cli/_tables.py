@@ -1,0 +1,152 @@
+"""One table for each kind: which columns a person sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from hookline.cli._output import Cell, print_table
+
+Document = Mapping[str, Any]
+Column = tuple[str, Callable[[Document], Cell]]
+
+
+def print_items(kind: str, items: Sequence[Document]) -> None:
+    """Prints the objects of one kind."""
+    columns = [("NAME", _name), *COLUMNS.get(kind, [])]
+    if any(item["namespace"] for item in items):
+        columns.insert(0, ("NAMESPACE", lambda item: item["namespace"]))
+    print_table([name for name, _ in columns], [[value(item) for _, value in columns] for item in items])
+
+
+def print_backends(backends: Iterable[Document]) -> None:
+    """Prints backends of several services."""
+    print_table(
+        ("SERVICE", "PORT", *BACKEND_HEAD),
+        [(one["service"], f"{one['service_port']} {one['family']}", *backend_cells(one)) for one in backends],
+    )
+
+
+BACKEND_HEAD = (
+    "BACKEND",
+    "ADDRESS",
+    "PLACED",
+    "WEIGHT",
+    "SHARE",
+    "IDEAL",
+    "CONNECTIONS",
+    "PACKETS",
+    "BYTES",
+    "REPLIES",
+)
+
+
+def backend_cells(backend: Document) -> tuple[Cell, ...]:
+    """The cells below `BACKEND_HEAD`."""
+    address = f"[{backend['address']}]" if ":" in backend["address"] else backend["address"]
+    return (
+        backend["name"],
+        f"{address}:{backend['port']}",
+        backend["placement"],
+        backend["weight"],
+        float(backend["share"]),
+        float(backend["ideal_share"]),
+        backend["connections"],
+        backend["packets"],
+        backend["bytes"],
+        backend["reply_packets"],
+    )
+
+
+def _name(item: Document) -> Cell:
+    return str(item["name"])
+
+
+def _words(values: Iterable[object]) -> str:
+    return " ".join(map(str, values))
+
+
+def _spec(item: Document) -> Document:
+    found: Document = item["object"].get("spec", {})
+    return found
+
+
+def _status(item: Document) -> Document:
+    found: Document = item["object"].get("status", {})
+    return found
+
+
+def _ports(ports: Iterable[Document], number: str) -> str:
+    return _words(dict.fromkeys(f"{port[number]}/{port.get('protocol', 'TCP').lower()}" for port in ports))
+
+
+def _labels(item: Document) -> str:
+    return _words(f"{key}={value}" for key, value in item["object"]["metadata"].get("labels", {}).items())
+
+
+def _backend_count(item: Document) -> Cell:
+    status = item["status"]
+    if status["backends_reachable"] == status["backends"]:
+        return str(status["backends"])
+    return f"{status['backends_reachable']}/{status['backends']}"
+
+
+def _pod_addresses(item: Document) -> str:
+    status = _status(item)
+    return _words(dict.fromkeys([status.get("podIP", ""), *(one["ip"] for one in status.get("podIPs", []))]))
+
+
+def _pod_ports(item: Document) -> str:
+    return _ports(
+        (port for container in _spec(item).get("containers", []) for port in container.get("ports", [])),
+        "containerPort",
+    )
+
+
+def _host_addresses(item: Document) -> str:
+    spec = _spec(item)
+    return _words(spec.get("addresses") or [spec.get("address", "")])
+
+
+def _interfaces(item: Document) -> str:
+    return _words(f"{one['name']} ({one['role']})" for one in _spec(item).get("interfaces", []))
+
+
+def _slice_service(item: Document) -> str:
+    labels: Mapping[str, str] = item["object"]["metadata"].get("labels", {})
+    return labels.get("kubernetes.io/service-name", "")
+
+
+SERVICE: list[Column] = [
+    ("ADDRESSES", lambda item: _words(item["addresses"])),
+    ("PORTS", lambda item: _ports(_spec(item).get("ports", []), "port")),
+    ("FORWARDING", lambda item: item["status"]["forwarding"] or "-"),
+    ("ALGORITHM", lambda item: item["status"]["algorithm"] or "-"),
+    ("BACKENDS", _backend_count),
+    ("CONNECTIONS", lambda item: item["status"]["connections"]),
+    ("PACKETS", lambda item: item["status"]["packets"]),
+    ("DROPS", lambda item: item["status"]["drops"]),
+]
+COLUMNS: dict[str, list[Column]] = {
+    "VirtualService": SERVICE,
+    "Service": SERVICE,
+    "Pod": [
+        ("NODE", lambda item: _spec(item).get("nodeName", "")),
+        ("ADDRESSES", _pod_addresses),
+        ("PORTS", _pod_ports),
+        ("LABELS", _labels),
+    ],
+    "Node": [
+        ("ADDRESSES", lambda item: _words(one["address"] for one in _status(item).get("addresses", [])))
+    ],
+    "Namespace": [("LABELS", _labels)],
+    "ExternalHost": [
+        ("ADDRESSES", _host_addresses),
+        ("PORTS", lambda item: _ports(_spec(item).get("ports", []), "port")),
+    ],
+    "EndpointSlice": [
+        ("SERVICE", _slice_service),
+        ("ENDPOINTS", lambda item: len(item["object"].get("endpoints", []))),
+    ],
+    "NodeConfig": [("INTERFACES", _interfaces)],
+}

@@ -1,0 +1,398 @@
+"""``hookline apply``, ``get``, ``describe`` and ``delete``: what is wanted on a node, and what is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hookline.cli._errors import UsageError
+from hookline.cli._options import (
+    JsonOption,
+    KindArgument,
+    NamespaceOption,
+    NodeOption,
+    complete_name,
+)
+
+if TYPE_CHECKING:
+    from hookline.api import Node
+    from hookline.control import Applied, Plan
+    from hookline.model import Resource
+
+Output = Literal["table", "json", "yaml"]
+
+CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN")
+DEFAULT_NAMESPACE = "default"
+ALL, BACKENDS = "all", "backends"
+DONE = {"create": "created", "change": "changed", "remove": "removed", "keep": "unchanged"}
+MARKS = {"create": "+", "change": "~", "remove": "-", "keep": " "}
+
+
+def apply(
+    files: Annotated[
+        list[str],
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="A file or folder, - for standard input; repeatable."
+        ),
+    ],
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Also remove what the same files once set and no longer hold.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Add and change objects, and bring the kernel to it.
+
+    What cannot be is refused before anything is touched. A second time nothing changes. The command ends, and the
+    kernel goes on.
+
+    \b
+    Examples:
+      hookline apply -f services.yaml
+      hookline apply -f config/ --prune --dry-run
+      hookline apply -f service.yaml --node lab/demo
+    """
+    from hookline.cli._output import print_json
+
+    with _opened(node) as opened:
+        if dry_run:
+            plan = opened.plan(files, prune=prune)
+            if as_json:
+                print_json({"node": str(opened.name), "dry_run": True, **plan.as_dict()})
+            else:
+                _print_plan(opened, plan)
+            return
+        applied = opened.apply(files, prune=prune)
+        _show_applied(opened, applied, as_json=as_json)
+
+
+def get(
+    kind: KindArgument,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", autocompletion=complete_name, help="One object.")
+    ] = None,
+    namespace: NamespaceOption = None,
+    node: NodeOption = "host",
+    output: Annotated[
+        Output | None, typer.Option("--output", "-o", help="yaml can be applied again.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List objects and their state: of a kind, or all; or backends.
+
+    "backends" lists every backend of every service with its share of new connections and its counters. Objects of all
+    namespaces are listed unless --namespace names one.
+
+    \b
+    Examples:
+      hookline get services
+      hookline get vs orders --json
+      hookline get backends --node lab/demo
+      hookline get all -o yaml > everything.yaml
+    """
+    chosen: Output = "json" if as_json else output or "table"
+    with _opened(node) as opened:
+        if kind == BACKENDS:
+            _get_backends(opened, name, namespace, chosen)
+            return
+        _show_resources(opened, _selected(opened, kind, name, namespace), chosen, kind)
+
+
+def describe(
+    kind: KindArgument,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", autocompletion=complete_name, help="The object.")
+    ] = "",
+    namespace: NamespaceOption = None,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything about one object.
+
+    For a service: its backends by port and family, their slots of the table beside the share that their weights ask
+    for, notes on how they are reached; and the node's counters and the hooks that its programs are on.
+
+    \b
+    Examples:
+      hookline describe vs orders
+      hookline describe VirtualService/default/orders --node lab/demo --json
+    """
+    from hookline.cli import _describe, _documents
+    from hookline.cli._output import print_json
+
+    with _opened(node) as opened:
+        (reference,) = _references(kind, [name] if name else [], namespace)
+        resource = _find(opened, reference)
+        document = {
+            "node": str(opened.name),
+            "item": _documents.item(
+                resource, opened.source_of(reference), _documents.statuses_by_service(opened)
+            ),
+            "totals": _documents.totals(opened),
+            "attachments": _documents.attachments(opened),
+        }
+        if as_json:
+            print_json(document)
+        else:
+            _describe.print_item(document, resource)
+
+
+def delete(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="virtualservices, services, vs, svc …")
+    ] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", autocompletion=complete_name)
+    ] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Remove what these files describe; repeatable."),
+    ] = None,
+    namespace: NamespaceOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove objects by kind and name, or those of files.
+
+    With the last service the programs are detached and their tables go.
+
+    \b
+    Examples:
+      hookline delete vs orders quotes
+      hookline delete -f services.yaml
+    """
+    from hookline import control
+    from hookline.cli._output import print_json
+
+    if (kind is None) == (not files):
+        raise UsageError(
+            "say what to delete: KIND NAME, or -f FILE",
+            why="neither was given" if kind is None else "both were given",
+            remedy="hookline delete --help",
+        )
+    with _opened(node) as opened:
+        if kind is not None:
+            references = _references(kind, names or [], namespace)
+        else:
+            references = [resource.reference for resource in control.load(files or [])]
+        if dry_run:
+            plan = opened.plan(delete=references)
+            if as_json:
+                print_json({"node": str(opened.name), "dry_run": True, **plan.as_dict()})
+            else:
+                _print_plan(opened, plan)
+            return
+        _show_applied(opened, opened.delete(references), as_json=as_json)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Node]:
+    """The node, once it is clear that this user may do anything with it."""
+    from hookline import bpf
+    from hookline.api import Node
+
+    if bpf.lacking(*CAPABILITIES):
+        raise bpf.NotPermitted(f"cannot work on node {name}", capability=" ".join(CAPABILITIES))
+    with Node(name) as node:
+        yield node
+
+
+# -- which objects
+
+
+def _kind(word: str) -> type[Resource]:
+    from hookline import model
+
+    try:
+        return model.find_kind(word)
+    except model.InvalidResource as error:
+        raise UsageError(
+            error.why, remedy=f"{error.remedy}; {BACKENDS} and {ALL} can be listed too"
+        ) from None
+
+
+def _references(kind: str, names: Sequence[str], namespace: str | None) -> list[str]:
+    """References from ``KIND NAME…``, or from ``KIND/NAMESPACE/NAME`` as errors and tables write them."""
+    if "/" in kind:
+        word, *rest = kind.split("/")
+        given = _kind(word)
+        if len(rest) == (2 if given.is_namespaced() else 1) and all(rest) and not names and not namespace:
+            return ["/".join((given.kind, *rest))]
+        raise UsageError(
+            f"{kind!r} is not one object",
+            why="one object is KIND NAME, or KIND/NAMESPACE/NAME (KIND/NAME where there are no namespaces)",
+            remedy="hookline get all",
+        )
+    given = _kind(kind)
+    if not names:
+        raise UsageError(f"which {given.kind}?", why="no name was given", remedy=f"hookline get {kind}")
+    if not given.is_namespaced():
+        if namespace:
+            raise UsageError(f"{given.kind} objects are in no namespace", remedy="leave --namespace out")
+        return [f"{given.kind}/{name}" for name in names]
+    return [f"{given.kind}/{namespace or DEFAULT_NAMESPACE}/{name}" for name in names]
+
+
+def _find(node: Node, reference: str) -> Resource:
+    node.source_of(reference)  # says what there is where there is none of that name
+    return next(resource for resource in node.resources() if resource.reference == reference)
+
+
+def _selected(node: Node, kind: str, name: str | None, namespace: str | None) -> list[Resource]:
+    if "/" in kind or name is not None:
+        if kind == ALL:
+            raise UsageError("one object has one kind", remedy="hookline get KIND NAME")
+        (reference,) = _references(kind, [name] if name else [], namespace)
+        return [_find(node, reference)]
+    found = node.resources(None if kind == ALL else _kind(kind))
+    return [resource for resource in found if namespace is None or resource.namespace == namespace]
+
+
+# -- printing
+
+
+def _show_resources(node: Node, resources: Sequence[Resource], output: Output, kind: str) -> None:
+    from hookline.cli import _documents, _tables
+    from hookline.cli._output import print_json
+
+    if output == "yaml":
+        from hookline.sources import files
+
+        print(files.dump(resources), end="")
+        return
+    statuses = _documents.statuses_by_service(node)
+    items = [
+        _documents.item(resource, node.source_of(resource.reference), statuses) for resource in resources
+    ]
+    if output == "json":
+        print_json({"node": str(node.name), "items": items})
+        return
+    kinds = dict.fromkeys(item["kind"] for item in items)
+    for number, one in enumerate(kinds):
+        if len(kinds) > 1:
+            print(f"{chr(10) if number else ''}{one}")
+        _tables.print_items(one, [item for item in items if item["kind"] == one])
+    if not items:
+        _say_nothing(node, "object" if kind == ALL else _kind(kind).kind)
+
+
+def _get_backends(node: Node, service: str | None, namespace: str | None, output: Output) -> None:
+    from hookline.cli import _documents, _tables
+    from hookline.cli._output import print_json
+
+    if output == "yaml":
+        raise UsageError("backends cannot be printed as yaml", why="they are no objects", remedy="say --json")
+    statuses = [
+        status
+        for status in node.services()
+        if service is None
+        or status.pool.service == service
+        or status.pool.service.split("/")[1:] == [namespace or DEFAULT_NAMESPACE, service]
+    ]
+    if namespace is not None and service is None:
+        statuses = [status for status in statuses if status.pool.service.split("/")[1] == namespace]
+    found = _documents.backends(statuses)
+    if output == "json":
+        print_json({"node": str(node.name), "backends": found})
+    elif found:
+        _tables.print_backends(found)
+    else:
+        _say_nothing(node, "backend")
+
+
+def _say_nothing(node: Node, thing: str) -> None:
+    import sys
+
+    print(f"node {node.name} has no {thing}", file=sys.stderr)
+
+
+def _show_applied(node: Node, applied: Applied, *, as_json: bool) -> None:
+    from hookline.cli._output import print_json
+
+    attachments = [
+        {
+            "program": one.program,
+            "hook": one.hook,
+            "interface": one.interface,
+            "change": one.change,
+        }
+        for one in applied.attachments
+    ]
+    if as_json:
+        print_json(
+            {
+                "node": str(node.name),
+                "dry_run": False,
+                **applied.plan.as_dict(),
+                "attachments": attachments,
+            }
+        )
+        return
+    for change in applied.plan.resources:
+        print(f"{change.reference} {DONE[change.action]}")
+    for one in applied.attachments:
+        if one.change != "kept":
+            place = (
+                f" {'from' if one.change == 'detached' else 'on'} {one.interface}" if one.interface else ""
+            )
+            print(f"{one.program} {one.change}{place}" + (f" ({one.hook})" if one.hook else ""))
+    if not applied.plan.changes and not any(one.change != "kept" for one in applied.attachments):
+        print("nothing changed")
+    _print_warnings(applied.plan)
+
+
+def _print_warnings(plan: Plan) -> None:
+    import sys
+
+    for warning in plan.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+
+
+def _print_plan(node: Node, plan: Plan) -> None:
+    from hookline.cli._output import count, print_table, share
+
+    if not plan.changes:
+        print(f"plan for node {node.name}: nothing would change")
+        _print_warnings(plan)
+        return
+    print(f"plan for node {node.name}; nothing was changed")
+    for change in plan.resources:
+        print(f"  {MARKS[change.action]} {change.reference}" + " (unchanged)" * (change.action == "keep"))
+    if plan.pools:
+        print("\nservices")
+        print_table(
+            ("", "SERVICE", "PORT", "FAMILY", "ADDED", "REMOVED", "NEW CONNECTIONS MOVED", "OPEN ON REMOVED"),
+            [
+                (
+                    MARKS[pool.action],
+                    pool.service,
+                    pool.port,
+                    pool.family,
+                    count(len(pool.added), "backend") if pool.added else "",
+                    count(pool.removed, "backend") if pool.removed else "",
+                    share(pool.moved) if pool.moved is not None else "",
+                    str(pool.open_connections or 0),
+                )
+                for pool in plan.pools
+            ],
+            indent=2,
+        )
+    if plan.usage:
+        print("\nmaps")
+        print_table(
+            ("MAP", "USED", "SIZE"),
+            [(name, usage.used, usage.size) for name, usage in plan.usage.items()],
+            indent=2,
+        )
+    if plan.loads:
+        print("\nprograms are loaded; running connections go on")
+    if plan.uplinks:
+        print("uplinks: " + ", ".join(f"{name} (XDP {mode})" for name, mode in plan.uplinks))
+    if plan.detaches:
+        print("\nnothing is left to balance: programs are detached and their tables removed")
+    _print_warnings(plan)
