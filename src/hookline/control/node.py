@@ -25,7 +25,7 @@ from hookline.control._errors import Conflict, ControlError, NotThere
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
-from hookline.control.state import State, Stored, locked
+from hookline.control.state import STATE_FILE, State, Stored, locked
 from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import (
@@ -285,7 +285,7 @@ class Node:
                 raise Conflict(
                     f"{resource.reference} belongs to the {known.source}",
                     why="its owner would change it back",
-                    remedy=f"change it where the {known.source} has it from",
+                    remedy=f"change the {known.source} itself",
                 )
             action: Action = "create" if known is None else "keep" if known.resource == resource else "change"
             plan.resources.append(ResourceChange(action, resource.reference))
@@ -325,7 +325,7 @@ class Node:
                 raise Conflict(
                     f"{reference} belongs to the {known.source}",
                     why="its owner would make it again",
-                    remedy=f"remove it where the {known.source} has it from",
+                    remedy=f"change the {known.source} itself",
                 )
             drop.append(reference)
         if owner is not None:
@@ -346,7 +346,7 @@ class Node:
             why=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there[:5])}{' …' * (len(there) > 5)}"
             if there
             else f"it has no {kind}",
-            remedy="hookline get all",
+            remedy=f"hookline get all --node {self.name}",
         )
 
     def _differs(self, resource: Resource) -> bool:
@@ -434,7 +434,7 @@ class Node:
         draft.change = kernel.tables.diff(considered, placements, only=only)
         kernel.tables.check_fits(draft.change)
         self._note_placements(draft, considered, placements, full=only is None)
-        plan.pools = [_summary(change) for change in draft.change.pools]
+        plan.pools = [self._summary(change) for change in draft.change.pools]
         plan.usage = _usage(kernel, draft.change)
 
     def _note_placements(
@@ -475,9 +475,29 @@ class Node:
             rows, found = np.unique(values["backend"], return_counts=True)
             counts = dict(zip(rows.tolist(), found.tolist(), strict=True))
         draft.plan.pools = [
-            _summary(change, _moved(change, tables), sum(counts.get(row, 0) for row in change.gone_rows))
+            self._summary(change, _moved(change, tables), sum(counts.get(row, 0) for row in change.gone_rows))
             for change in draft.change.pools
         ]
+
+    def _summary(
+        self, change: PoolChange, moved: float | None = None, connections: int | None = None
+    ) -> PoolSummary:
+        if change.pool is not None:
+            return _summary(change, change.pool, moved, connections)
+        before = (pool for group in self._pools.values() for pool in group if pool.key == change.key)
+        gone = next(before, None)
+        return PoolSummary(
+            "remove",
+            gone.service if gone else "",  # rows that a process left which was killed have no name any more
+            gone.port if gone else "",
+            f"IPv{gone.version}" if gone else "",
+            tuple(map(str, gone.frontends)) if gone else (),
+            (),
+            len(change.gone_rows),
+            0,
+            None,
+            connections,
+        )
 
     # -- carrying out
 
@@ -579,6 +599,7 @@ class Node:
         self._namespace()
         with locked(self.name.state_dir), self._inside():
             bpf.ensure_bpffs()
+            self._opened_state()
             self._refresh()
             yield
 
@@ -589,6 +610,8 @@ class Node:
 
     def _refresh(self) -> None:
         """Reads the wanted state again if another process changed it, and forgets what was known of the kernel."""
+        if self._state is None and not (self.name.state_dir / STATE_FILE).exists():
+            return  # nothing was ever applied, and reading makes no files
         state = self._opened_state()
         if not state.changed_elsewhere():
             return
@@ -707,10 +730,7 @@ def _require_forwarding(versions: set[int]) -> None:
             )
 
 
-def _summary(change: PoolChange, moved: float | None = None, connections: int | None = None) -> PoolSummary:
-    pool = change.pool
-    if pool is None:
-        return PoolSummary("remove", "", "", "", (), (), len(change.gone_rows), 0, None, connections)
+def _summary(change: PoolChange, pool: Pool, moved: float | None, connections: int | None) -> PoolSummary:
     fresh = len(change.new_frontends) == len(pool.frontends)
     return PoolSummary(
         "create" if fresh else "change",

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS neighbours (
     PRIMARY KEY (address, interface)
 );
 """
+STATE_FILE = "state.db"
 LOCK_POLL_SECONDS = 0.05
 
 
@@ -58,7 +59,7 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "state.db"
+        self.path = folder / STATE_FILE
         self._data_version = -1
         with self._explained("opened"):
             folder.mkdir(parents=True, exist_ok=True)
