@@ -4,8 +4,8 @@
 commands have no logic of their own beyond reading arguments and printing.
 
 It has to start fast. `COMMANDS` says what there is, so that ``hookline --help`` loads nothing and a command only its own
-module; typer, which reads arguments, costs three times a Python start, and NumPy and pydantic are imported inside the
-commands that need them.
+module. typer, which reads arguments, takes several times a Python start; NumPy, pyroute2 and all that knows kernels are
+imported inside the commands that need them.
 """
 
 from __future__ import annotations
