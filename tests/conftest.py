@@ -95,7 +95,7 @@ def _left_behind(links_before: set[str]) -> list[str]:
     left = [
         f"{what} {path}"
         for what, folder in places.items()
-        for path in _listing(folder, deep=what == "state")
+        for path in _listing(folder, deep=what in ("state", "pin"))
         if RUN in path.name
     ]
     left += [f"process {line}" for line in _processes()]

@@ -150,6 +150,7 @@ def _print(result: Result) -> None:
         console.print(f"{heading:12} {text}", soft_wrap=True)
     console.print()
     if result.ok:
-        console.print("The demo held: no connection broke on a backend that stayed, and all counts agree.")
+        held = "The demo held: no connection broke on a backend that stayed, and all counts agree."
+        console.print(held, soft_wrap=True)
     for problem in result.problems:
         console.print(f"FAILED: {problem}", style="red", soft_wrap=True)

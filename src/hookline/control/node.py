@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from hookline.datapath.loadbalancer.balancer import (
     Totals,
     Tunables,
     attached,
+    attached_mode,
     attachments,
     totals,
 )
@@ -99,6 +100,17 @@ class _Kernel:
     balancer: LoadBalancer
     tables: Tables
     uplinks: tuple[tuple[str, str], ...] = ()
+    config: NodeConfig | None = None
+    indexes: tuple[int, ...] = ()
+
+    def settle(self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...]) -> None:
+        """Notes that the programs are attached as this configuration wants them."""
+        self.config, self.uplinks = config, uplinks
+        self.indexes = _indexes(uplinks)
+
+    def is_in_step(self, config: NodeConfig | None) -> bool:
+        """Whether they still are: the same configuration, on interfaces that nobody made anew."""
+        return bool(self.uplinks) and self.config == config and self.indexes == _indexes(self.uplinks)
     config: NodeConfig | None = None
 
 
@@ -400,6 +412,33 @@ class Node:
             net.interface_index(name)
         return tuple(chosen)
 
+    def _tunables(self, config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
+        """What the programs must be loaded with on these uplinks, as they are attached or will be."""
+        kinds = {interface.name: interface.kind for interface in net.interfaces()}
+        modes = {name: self._attached_mode(name) if mode == "auto" else mode for name, mode in uplinks}
+        tunables = Tunables(
+            check_mtu="generic" not in modes.values(),
+            tx_by_redirect=any(
+                mode != "generic" and kinds.get(name) == "veth" for name, mode in modes.items()
+            ),
+        )
+        if config is None:
+            return tunables
+        maps, ports = config.spec.maps, config.spec.nat
+        return replace(
+            tunables,
+            nat_port_min=ports.port_min,
+            nat_port_max=ports.port_max,
+            connections=maps.connections,
+            services=maps.services,
+            backends=maps.backends,
+            maglev_pages=maps.maglev_pages,
+        )
+
+    def _attached_mode(self, interface: str) -> str:
+        """The mode that ``auto`` came to on an interface; ``auto`` where nothing is attached yet."""
+        return attached_mode(self.name.pins, interface) or "auto"
+
     def _draft_kernel(self, draft: Draft, pools: Mapping[str, tuple[Pool, ...]]) -> None:
         """What the kernel's tables and attachments need; loads the programs, unattached, where they are not."""
         plan = draft.plan
@@ -407,18 +446,19 @@ class Node:
         if not every:
             plan.detaches = LoadBalancer.exists(self.name.pins)
             return
-        uplinks = self._uplinks(draft.config)
-        plan.uplinks = tuple((name, str(mode)) for name, mode in uplinks)
-        placements = Placements(frozenset(name for name, _ in uplinks))
         kernel = self._kernel
-        tunables = _tunables(draft.config, uplinks)
-        in_step = (
-            kernel is not None and kernel.uplinks == plan.uplinks and kernel.balancer.tunables == tunables
-        )
-        if kernel is None or kernel.balancer.tunables != tunables:
-            self._forget_kernel()
-            balancer = LoadBalancer.open(self.name.pins, tunables)
-            kernel = self._kernel = _Kernel(balancer, Tables(balancer))
+        in_step = kernel is not None and kernel.is_in_step(draft.config)
+        if kernel is None or not in_step:
+            uplinks = self._uplinks(draft.config)
+            tunables = self._tunables(draft.config, uplinks)
+            if kernel is None or kernel.balancer.tunables != tunables:
+                self._forget_kernel()
+                balancer = LoadBalancer.open(self.name.pins, tunables)
+                kernel = self._kernel = _Kernel(balancer, Tables(balancer))
+            plan.uplinks = tuple((name, str(mode)) for name, mode in uplinks)
+        else:
+            plan.uplinks = kernel.uplinks
+        placements = Placements(frozenset(name for name, _ in plan.uplinks))
         plan.loads = kernel.balancer.fresh
         if kernel.balancer.fresh and "connections" in kernel.balancer.replaced:
             plan.warnings.append("the connection table changes its size: what fits is copied")
@@ -531,19 +571,35 @@ class Node:
         kernel = self._kernel
         if kernel is None:
             return []
+        in_step = kernel.is_in_step(draft.config)
+        if not in_step:
+            # The kernel forgets neighbours with their interface.
+            self._neighbours &= {(str(n.address), n.interface) for n in net.neighbours() if n.managed}
         self._resolve_neighbours(draft)
         attachments = []
-        uplinks: Any = draft.plan.uplinks
         # Programs that take over meet whole tables; where they are running already, an interface that
         # refuses them must stop the change before the tables are touched.
         fresh = kernel.balancer.fresh
         if fresh:
             kernel.tables.carry_out(draft.change)
-        if fresh or kernel.uplinks != draft.plan.uplinks:
-            attachments = kernel.balancer.activate(uplinks)
-            kernel.uplinks = draft.plan.uplinks
+        if not in_step:
+            attachments = self._activate(draft)
         if not fresh:
             kernel.tables.carry_out(draft.change)
+        return attachments
+
+    def _activate(self, draft: Draft) -> list[Attachment]:
+        """Attaches the programs; again, with other tunables, where a driver has no native XDP."""
+        assert self._kernel is not None
+        uplinks: Any = draft.plan.uplinks
+        attachments = self._kernel.balancer.activate(uplinks)
+        tunables = self._tunables(draft.config, uplinks)
+        if tunables != self._kernel.balancer.tunables:
+            self._forget_kernel()
+            balancer = LoadBalancer.open(self.name.pins, tunables)
+            self._kernel = _Kernel(balancer, Tables(balancer))
+            attachments = balancer.activate(uplinks)
+        self._kernel.settle(draft.config, draft.plan.uplinks)
         return attachments
 
     def _resolve_neighbours(self, draft: Draft) -> None:
@@ -653,6 +709,17 @@ class Node:
         return Placements(frozenset(uplinks))
 
 
+def _indexes(uplinks: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """The interfaces' numbers, 0 for one that is not there."""
+    found = []
+    for name, _ in uplinks:
+        try:
+            found.append(socket.if_nametoindex(name))
+        except OSError:
+            found.append(0)
+    return tuple(found)
+
+
 def load(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:
     """The resources of files and folders, and those given as they are.
 
@@ -694,25 +761,6 @@ def _source(resource: Resource) -> str:
 
 def _address(text: str) -> Address:
     return IPv6Address(text) if ":" in text else IPv4Address(text)
-
-
-def _tunables(config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
-    kinds = {interface.name: interface.kind for interface in net.interfaces()}
-    check_mtu = all(mode != "generic" for _, mode in uplinks)
-    tx_by_redirect = any(mode != "generic" and kinds.get(name) == "veth" for name, mode in uplinks)
-    if config is None:
-        return Tunables(check_mtu=check_mtu, tx_by_redirect=tx_by_redirect)
-    maps, ports = config.spec.maps, config.spec.nat
-    return Tunables(
-        nat_port_min=ports.port_min,
-        nat_port_max=ports.port_max,
-        check_mtu=check_mtu,
-        tx_by_redirect=tx_by_redirect,
-        connections=maps.connections,
-        services=maps.services,
-        backends=maps.backends,
-        maglev_pages=maps.maglev_pages,
-    )
 
 
 FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}

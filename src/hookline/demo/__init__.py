@@ -217,15 +217,13 @@ class _Demo:
         self._begin_epoch()
         events: list[tuple[float, str, Callable[[], None]]] = [
             (REMOVE_AT * self._seconds, f"removing {LEAVES}", lambda: self._remove(operator)),
-            (
-                KILL_AT * self._seconds,
-                f"kill -9 of Hookline's process {operator.pid}",
-                lambda: _kill(operator),
-            ),
+            (KILL_AT * self._seconds, f"kill -9 of Hookline's process {operator.pid}", lambda: _kill(operator)),
             (ADOPT_AT * self._seconds, "another process adopts the node: hookline apply", self._adopt),
             (ADD_AT * self._seconds, f"adding default/{JOINS}", self._add),
         ]
         if self._detach_at is not None:
+            # Whatever came later would repair it: a process that adopts the node attaches what is missing.
+            events = [event for event in events if event[0] < self._detach_at]
             events.append((self._detach_at, "detaching the XDP program, as asked for", self._detach))
         for at, text, deed in sorted(events, key=lambda event: event[0]):
             self._watch(clients, min(start + at, start + self._seconds))
@@ -298,7 +296,7 @@ class _Demo:
         self._begin_epoch()
 
     def _detach(self) -> None:
-        link = bpf.Link.from_pin(self._name.pins / "links" / "balance@eth0")
+        link = bpf.Link.from_pin(self._name.pins / "links" / "balance:eth0")
         with link:
             link.detach()
 
@@ -364,6 +362,7 @@ class _Demo:
         pools = self._pools()
         with api.Node(str(self._name)) as node:
             totals = node.totals()
+            attached = {item.program for item in node.attachments()}
         servers = self._lab.server_counts()
         broken = Counter(counts["broken"])
         names = sorted({*self._placements, LEAVES})
@@ -401,6 +400,8 @@ class _Demo:
             ],
         )
         result.problems = list(_problems(result, pools, servers))
+        if "balance" not in attached:
+            result.problems.append("the balancer is not attached any more")
         return result
 
 

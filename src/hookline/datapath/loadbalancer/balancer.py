@@ -4,7 +4,8 @@ What a node's load balancer is, is in the kernel and pinned below the node's fol
 
     maps/NAME              every map
     programs/NAME          every program
-    links/HOOK@INTERFACE   every attachment: balance, resolve, reply; exceptions has no interface
+    links/HOOK:INTERFACE   every attachment: balance, resolve, reply; exceptions has no interface. A mode that was
+                           asked for follows: balance:eth0:generic
 
 `LoadBalancer.open` adopts it if it is whole and of this version, and else loads the programs anew around the maps that
 exist, so that no connection is forgotten. Nothing is attached until `activate`, which is called when the tables are filled:
@@ -280,7 +281,10 @@ class LoadBalancer:
     def _attach(self, name: str, interface: str, mode: XdpMode) -> Attachment:
         """Attaches a program where it is not, replaces an older version where it is."""
         program = self._programs[name]
-        path = link_pin(self.pins, name, interface)
+        path = link_pin(self.pins, name, interface, mode if name == "balance" else "auto")
+        if any(other != path for other in _pins_of(self.pins, name, interface)):
+            # The kernel changes no link's mode: for a moment the interface is without the program.
+            detach(self.pins, name, interface)
         link = _open_link(path, name, interface)
         if link is not None:
             with link:
@@ -414,25 +418,43 @@ def pages_for(size: int) -> int:
 DIRECTIONS: Mapping[str, Literal["ingress", "egress"]] = {"resolve": "ingress", "reply": "egress"}
 
 
-def link_pin(pins: Path, program: str, interface: str) -> Path:
-    """The pin of one attachment. bpffs refuses dots, which interfaces' names may have."""
-    return pins / "links" / (f"{program}@{interface}" if interface else program).replace(".", ",")
+def link_pin(pins: Path, program: str, interface: str, mode: XdpMode = "auto") -> Path:
+    """The pin of one attachment. bpffs refuses dots, which interfaces' names may have, and these have no colons."""
+    parts = [program, *filter(None, [interface]), *([mode] if mode != "auto" else [])]
+    return pins / "links" / ":".join(parts).replace(".", ",")
+
+
+def _pins_of(pins: Path, program: str, interface: str) -> list[Path]:
+    """The pins of one attachment, whatever the mode."""
+    return [path for path in _entries(pins / "links") if _parse_pin(path) == (program, interface)]
+
+
+def _parse_pin(path: Path) -> tuple[str, str]:
+    program, *rest = path.name.split(":")
+    return program, rest[0].replace(",", ".") if rest else ""
 
 
 def attached(pins: Path) -> list[tuple[str, str]]:
     """Program and interface of every attachment that is pinned."""
-    found = []
-    for path in _entries(pins / "links"):
-        program, _, interface = path.name.partition("@")
-        found.append((program, interface.replace(",", ".")))
-    return found
+    return [_parse_pin(path) for path in _entries(pins / "links")]
+
+
+def attached_mode(pins: Path, interface: str) -> str | None:
+    """The mode of the XDP program on an interface; None where none is attached."""
+    for path in _pins_of(pins, "balance", interface):
+        link = _open_link(path, "balance", interface)
+        if link is not None:
+            with link:
+                return link.mode
+    return None
 
 
 def attachments(pins: Path) -> list[Attachment]:
     """Every attachment as it is; those whose interface is gone are left out."""
     found = []
-    for program, interface in attached(pins):
-        link = _open_link(link_pin(pins, program, interface), program, interface)
+    for path in _entries(pins / "links"):
+        program, interface = _parse_pin(path)
+        link = _open_link(path, program, interface)
         if link is not None:
             with link:
                 found.append(Attachment(program, _hook(link), interface, "kept"))
@@ -441,15 +463,15 @@ def attachments(pins: Path) -> list[Attachment]:
 
 def detach(pins: Path, program: str, interface: str) -> Attachment:
     """Detaches one program and unpins its link."""
-    path = link_pin(pins, program, interface)
-    link = _open_link(path, program, interface)
     hook = ""
-    if link is not None:
-        with link:
-            hook = _hook(link)
-            link.detach()
-    if path.exists():
-        path.unlink()
+    for path in _pins_of(pins, program, interface):
+        link = _open_link(path, program, interface)
+        if link is not None:
+            with link:
+                hook = _hook(link)
+                link.detach()
+        if path.exists():
+            path.unlink()
     return Attachment(program, hook, interface, "detached")
 
 
