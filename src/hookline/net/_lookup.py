@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hookline.net._errors import NetworkError
@@ -115,7 +116,9 @@ def _attributes(data: bytes) -> Sequence[tuple[int, bytes]]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def _unpacked(value: bytes) -> IPv4Address | IPv6Address:
+    """An address; thousands of answers name the same few gateways and sources."""
     return ip_address(value)
 
 
