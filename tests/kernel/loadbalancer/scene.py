@@ -72,7 +72,7 @@ neighbour replace 2001:db8::2 lladdr {packets.BACKEND_MAC} nud permanent dev upl
 neighbour replace 2001:db8::9 lladdr {packets.CLIENT_MAC} nud permanent dev uplink
 neighbour replace 2001:db8:1::2 lladdr {packets.SERVER_MAC} nud permanent dev other
 neighbour replace 2001:db8:2::2 lladdr {packets.SERVER_MAC} nud permanent dev narrow
-route add 10.0.4.0/24 via inet6 2001:db8::77 dev uplink
+route add 10.0.4.0/24 via inet6 2001:db8::78 dev uplink
 route add unreachable {packets.NOWHERE[4]}
 route add unreachable {packets.NOWHERE[6]}
 """

@@ -43,7 +43,7 @@ def test_without_a_neighbour_resolve_is_told_where_to(balancer: Balancer, versio
 def test_an_ipv4_route_through_an_ipv6_neighbour(balancer: Balancer) -> None:
     balancer.service(packets.SERVICE[4], balancer.backend("10.0.4.2"))
     outcome = balancer.balance(tcp(to_service(4)))
-    assert outcome.metadata == _handover("uplink", 6, "2001:db8::77")
+    assert outcome.metadata == _handover("uplink", 6, "2001:db8::78")
 
 
 @EACH_FAMILY
