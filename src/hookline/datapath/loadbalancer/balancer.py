@@ -380,6 +380,24 @@ class LoadBalancer:
 
     # -- counters
 
+    def open_connections(self) -> dict[int, int]:
+        """Connections by row of `backends`: those in the table that were not seen to end, each once."""
+        table = self.maps["connections"]
+        btf = table.definition.btf()
+        kinds = btf.enums()["connection_kind"] if btf else {}
+        closing = btf.enums()["connection_flags"]["CONNECTION_CLOSING"] if btf else 0
+        _, values = table.read()
+        # A translated connection has a second row for its replies; a backend's row may have had another owner.
+        forward = [kinds[name] for name in ("CONNECTION_NAT", "CONNECTION_DSR", "CONNECTION_LOCAL")]
+        _, backends = self.maps["backends"].read()
+        counted = values[
+            np.isin(values["kind"], forward)
+            & (values["flags"] & closing == 0)
+            & (values["generation"] == backends["generation"][values["backend"]])
+        ]
+        rows, numbers = np.unique(counted["backend"], return_counts=True)
+        return dict(zip(rows.tolist(), numbers.tolist(), strict=True))
+
     def totals(self) -> Totals:
         """The node's counters."""
         return totals(self.maps)
