@@ -111,7 +111,6 @@ class _Kernel:
     def is_in_step(self, config: NodeConfig | None) -> bool:
         """Whether they still are: the same configuration, on interfaces that nobody made anew."""
         return bool(self.uplinks) and self.config == config and self.indexes == _indexes(self.uplinks)
-    config: NodeConfig | None = None
 
 
 class Node:
@@ -508,12 +507,8 @@ class Node:
         if self._kernel is None:
             return
         tables = self._kernel.tables
-        gone = {row for change in draft.change.pools for row in change.gone_rows}
-        counts: dict[int, int] = {}
-        if gone:
-            _, values = self._kernel.balancer.maps["connections"].read()
-            rows, found = np.unique(values["backend"], return_counts=True)
-            counts = dict(zip(rows.tolist(), found.tolist(), strict=True))
+        gone = any(change.gone_rows for change in draft.change.pools)
+        counts = self._kernel.balancer.open_connections() if gone else {}
         draft.plan.pools = [
             self._summary(change, _moved(change, tables), sum(counts.get(row, 0) for row in change.gone_rows))
             for change in draft.change.pools

@@ -164,11 +164,17 @@ class State:
     def _explained(self, deed: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.OperationalError) as error:
             raise StateError(
                 f"the node's state cannot be {deed}: {self.path}",
-                why=str(error),
+                why=_reason(error),
                 remedy="check the folder's permissions and free space, or set HOOKLINE_STATE to another folder",
+            ) from error
+        except sqlite3.Error as error:
+            raise StateError(
+                f"the node's state cannot be {deed}: {self.path}",
+                why=f"it is damaged: {error}; the kernel goes on as it is",
+                remedy="move the file away and apply everything again",
             ) from error
 
 
@@ -188,7 +194,7 @@ def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     except OSError as error:
         raise StateError(
             f"the node's lock cannot be taken: {path}",
-            why=str(error),
+            why=_reason(error),
             remedy="check the folder's permissions, or set HOOKLINE_STATE to another folder",
         ) from error
     try:
@@ -211,3 +217,7 @@ def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
