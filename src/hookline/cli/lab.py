@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from hookline.cli._output import count, print_json, print_table
 
 if TYPE_CHECKING:
     from hookline.lab import LabSummary, Member
@@ -54,11 +55,11 @@ def up(
     with _progress(f"lab {name}", shown=not as_json) as progress:
         made = api.lab_up(files, name, say=say, progress=progress)
     if as_json:
-        _print_json(_members_document(made.name, made.members) | {"notices": notices})
+        print_json(_members_document(made.name, made.members) | {"notices": notices})
         return
     print(
-        f"lab {made.name} is up: {_count(len(made.nodes), 'node')}, {_count(len(made.pods), 'pod')}, "
-        f"{_count(len(made.externals), 'external host')}"
+        f"lab {made.name} is up: {count(len(made.nodes), 'node')}, {count(len(made.pods), 'pod')}, "
+        f"{count(len(made.externals), 'external host')}"
     )
 
 
@@ -84,7 +85,7 @@ def down(
         if not as_json:
             print(f"lab {one} is gone")
     if as_json:
-        _print_json({"removed": names})
+        print_json({"removed": names})
     elif not names:
         print("there is no lab")
 
@@ -108,9 +109,9 @@ def list_command(
     if name is not None:
         members = lab.Lab.open(name).members
         if as_json:
-            _print_json(_members_document(name, members))
+            print_json(_members_document(name, members))
         else:
-            _print_table(
+            print_table(
                 ("NAME", "NODE", "ADDRESSES", "PORTS"),
                 [
                     (
@@ -125,11 +126,11 @@ def list_command(
         return
     labs = lab.list_labs()
     if as_json:
-        _print_json({"labs": [summary.as_dict() for summary in labs]})
+        print_json({"labs": [summary.as_dict() for summary in labs]})
     elif not labs:
         print("there is no lab; hookline lab up -f FILE makes one")
     else:
-        _print_table(("LAB", "STATUS", "NODES", "PODS", "EXTERNAL"), [_summary_row(one) for one in labs])
+        print_table(("LAB", "STATUS", "NODES", "PODS", "EXTERNAL"), [_summary_row(one) for one in labs])
 
 
 @app.command(name="exec")
@@ -157,7 +158,7 @@ def exec_command(
     opened = lab.Lab.open(name)
     if as_json:
         done = opened.run(member, command)
-        _print_json({"exitStatus": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
+        print_json({"exitStatus": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
         raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
     net.enter(opened.member(member).netns)
     sys.stdout.flush()
@@ -190,7 +191,7 @@ def probe(
     wanted: Literal[4, 6] | None = None if family is None else 4 if family == "4" else 6
     answer = lab.Lab.open(name).probe(source, target, family=wanted, timeout=timeout)
     if as_json:
-        _print_json(answer.as_dict())
+        print_json(answer.as_dict())
         return
     host = f"[{answer.address}]" if answer.address.version == 6 else str(answer.address)
     print(
@@ -213,22 +214,8 @@ def _summary_row(summary: LabSummary) -> tuple[str, ...]:
     return summary.name, status, " ".join(summary.nodes), str(summary.pods), str(summary.externals)
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
 def _notice(line: str) -> None:
     print(f"note: {line}", file=sys.stderr)
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @contextmanager
