@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Cell = str | int | float
+UNLIMITED = 10_000
 
 
 def on_terminal() -> bool:
@@ -76,9 +77,10 @@ def _print_drawn(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name, right in zip(head, numeric, strict=True):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(Padding(table, (0, 0, 0, indent)))
+    # A table wider than the terminal is for the terminal to wrap: cells that are cut into pieces help nobody.
+    Console(highlight=False, width=UNLIMITED).print(Padding(table, (0, 0, 0, indent), expand=False))
