@@ -76,7 +76,7 @@ def test_as_json(lab_name: str) -> None:
         "externals": 2,
     }
     answer = read("probe", "external/client", "orders-3:5353/udp", "--name", lab_name)
-    assert (answer["answeredBy"], answer["protocol"]) == ("default/orders-3", "udp")
+    assert (answer["answered_by"], answer["protocol"]) == ("default/orders-3", "udp")
     refused = call("probe", "orders-1", "orders-2:9", "--name", lab_name, "--json")
     assert refused.exit_code == 1
     assert isinstance(refused.exception, ProbeFailed)
@@ -98,7 +98,7 @@ def test_exec(cluster: Lab) -> None:
         "exec", "external/client", "--name", cluster.name, "--json", "--", "sh", "-c", "echo x; exit 3"
     )
     assert written.exit_code == 3
-    assert json.loads(written.stdout) == {"exitStatus": 3, "stdout": "x\n", "stderr": ""}
+    assert json.loads(written.stdout) == {"exit_status": 3, "stdout": "x\n", "stderr": ""}
     nobody = call("exec", "nobody", "--name", cluster.name, "--", "true")
     assert isinstance(nobody.exception, LabError)
 

@@ -158,7 +158,7 @@ def exec_command(
     opened = lab.Lab.open(name)
     if as_json:
         done = opened.run(member, command)
-        print_json({"exitStatus": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
+        print_json({"exit_status": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
         raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
     net.enter(opened.member(member).netns)
     sys.stdout.flush()

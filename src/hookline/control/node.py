@@ -667,8 +667,14 @@ class Node:
         if not state.changed_elsewhere():
             return
         self._forget_kernel()
-        self._stored = state.resources()
-        self._neighbours = state.neighbours()
+        try:
+            self._stored = state.resources()
+            self._neighbours = state.neighbours()
+        except BaseException:
+            # The next look must not take what was not read for known.
+            state.close()
+            self._state = None
+            raise
         self._pools = {}
         self._hops = {}
         wanted = {name: item.resource for name, item in self._stored.items()}
@@ -824,7 +830,12 @@ def _usage(kernel: _Kernel, change: TableChange) -> dict[str, Usage]:
         change.addresses
     )
     backends = sum(len(pool.new) - len(pool.gone_rows) for pool in change.pools)
-    pages = sum(tables.used_pages().values()) + sum(pool.pages for pool in change.pools)
+    replaced = {pool.key for pool in change.pools if pool.rebuild or pool.pool is None}
+    pages = (
+        sum(tables.used_pages().values())
+        - sum(tables.used_pages(replaced).values())
+        + sum(pool.pages for pool in change.pools)
+    )
     return {
         "services": Usage(
             len(tables.services) + len(keys - tables.services.keys()) - len(change.removed),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -185,9 +185,13 @@ class Tables:
         """Pages that the map has."""
         return len(self._balancer.pages)
 
-    def used_pages(self) -> dict[int, int]:
-        """Pages in use: first page of each table and how many it has."""
-        return {row.table_page: pages_for(row.table_size) for row in self.services.values() if row.table_size}
+    def used_pages(self, pools: Set[int] | None = None) -> dict[int, int]:
+        """Pages in use, by all pools or these: first page of each table and how many it has."""
+        return {
+            row.table_page: pages_for(row.table_size)
+            for row in self.services.values()
+            if row.table_size and (pools is None or row.pool in pools)
+        }
 
     def pool_rows(self, pool: Pool) -> dict[tuple[bytes, int], int]:
         """Rows of a pool's backends by packed address and port."""
@@ -305,7 +309,7 @@ class Tables:
         room = len(self._backends) - 1
         if backends > room:
             raise DoesNotFit(
-                f"{backends} backends",
+                f"{backends} backends do not fit",
                 why=f"the map backends has room for {room}",
                 remedy="raise spec.maps.backends in the NodeConfig",
             )
@@ -316,7 +320,7 @@ class Tables:
         room = self._balancer.maps["services"].max_entries
         if services > room:
             raise DoesNotFit(
-                f"{services} service addresses and ports",
+                f"{services} service addresses and ports do not fit",
                 why=f"the map services has room for {room}",
                 remedy="raise spec.maps.services in the NodeConfig",
             )
@@ -325,7 +329,7 @@ class Tables:
         room = self._balancer.maps["maglev_candidates"].max_entries
         if largest > room:
             raise DoesNotFit(
-                f"{largest} backends in one service",
+                f"{largest} backends in one service do not fit",
                 why=f"the table builder takes {room}",
                 remedy="split the service",
             )
@@ -359,7 +363,7 @@ class Tables:
             else:
                 free = sum(gap[1] for gap in gaps)
                 raise DoesNotFit(
-                    f"tables of {sum(wanted)} pages",
+                    f"tables of {sum(wanted)} pages do not fit",
                     why=f"the map maglev has {self.table_pages} pages, {free} of them free, and old and new "
                     "tables stand side by side while they are exchanged",
                     remedy="raise spec.maps.maglevPages in the NodeConfig, or choose a smaller tableSize",

@@ -51,14 +51,14 @@ class Probe:
     def as_dict(self) -> dict[str, Any]:
         """The probe as plain values, times in nanoseconds."""
         return {
-            "answeredBy": self.answered_by,
+            "answered_by": self.answered_by,
             "from": self.source,
             "to": self.target,
             "address": str(self.address),
             "port": self.port,
             "protocol": self.protocol,
-            "connectedNs": self.connected_ns,
-            "answeredNs": self.answered_ns,
+            "connected_ns": self.connected_ns,
+            "answered_ns": self.answered_ns,
         }
 
 

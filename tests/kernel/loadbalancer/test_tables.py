@@ -179,17 +179,17 @@ def test_every_step_can_be_the_last(
         (
             Tunables(connections=64, services=8, backends=3, maglev_pages=8),
             [make_pool(targets={f"10.244.0.{number}": 1 for number in (4, 5, 6)})],
-            "3 backends: the map backends has room for 2",
+            "3 backends do not fit: the map backends has room for 2",
         ),
         (
             Tunables(connections=64, services=3, backends=16, maglev_pages=8),
             [make_pool(f"s{number}", number=number) for number in (1, 2, 3)],
-            "4 service addresses and ports: the map services has room for 3",
+            "4 service addresses and ports do not fit: the map services has room for 3",
         ),
         (
             Tunables(connections=64, services=8, backends=16, maglev_pages=2),
             [make_pool(size=4099)],
-            "tables of 5 pages: the map maglev has 2 pages",
+            "tables of 5 pages do not fit: the map maglev has 2 pages",
         ),
     ],
     ids=["backends", "services", "maglev"],
