@@ -426,6 +426,27 @@ def test_the_same_client_port_for_two_services_is_two_connections(make_balancer:
         assert (answer.source, answer.destination_port) == (ends.destination, ends.source_port)
 
 
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_the_same_client_port_for_two_services_with_one_backend_of_this_node(
+    balancer: Balancer, protocol: str
+) -> None:
+    """The pod sees two ports of the client, and each answer comes from the service that was asked."""
+    shape = tcp if protocol == "TCP" else udp
+    row = balancer.backend(packets.POD[4], flags=LOCAL)
+    both = [to_service(4), replace(to_service(4), destination=packets.SECOND_SERVICE[4])]
+    for ends in both:
+        balancer.service(ends.destination, row, protocol=protocol)
+    sent = [balancer.balance(shape(ends)).ends for ends in both]
+    assert [one.source for one in sent] == [packets.CLIENT[4]] * 2
+    assert sent[0].source_port == 40000 != sent[1].source_port
+    for ends, one in zip(both, sent, strict=True):
+        data, counted = balancer.reply(shape(_reply_ends(4, one)))
+        assert counted == 1
+        assert data == shape(_reply_ends(4, ends))
+        # A known connection keeps its port.
+        assert balancer.balance(shape(ends)).ends.source_port == one.source_port
+
+
 def test_a_packet_to_a_nat_port_that_nobody_has_is_the_nodes_own(balancer: Balancer) -> None:
     balancer.service(packets.SERVICE[4], balancer.backend(packets.BACKEND[4]))
     packet = tcp(Ends(packets.BACKEND[4], packets.NODE[4], 8080, 20000), "SA")

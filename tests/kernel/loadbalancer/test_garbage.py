@@ -18,7 +18,7 @@ from tests.kernel.loadbalancer.packets import SHAPES, Ends, tcp, to_service, udp
 from tests.kernel.loadbalancer.scene import DSR, LOCAL, Balancer
 
 BOUNDED = settings(
-    max_examples=600,
+    max_examples=400,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

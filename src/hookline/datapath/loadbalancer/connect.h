@@ -20,17 +20,21 @@ static __always_inline struct backend *backend_of(const struct connection *conne
 
 static __always_inline bool is_expired(const struct connection *connection, __u8 protocol, __u64 now)
 {
-	/* Another CPU may have seen a packet since this one read the clock. */
-	__u64 idle = connection->last_seen_ns < now ? now - connection->last_seen_ns : 0;
+	__u64 limit = connection->flags & CONNECTION_CLOSING ? closed_ns
+		      : protocol == IPPROTO_TCP		     ? tcp_idle_ns
+							     : udp_idle_ns;
 
-	if (connection->flags & CONNECTION_CLOSING)
-		return idle > closed_ns;
-	return idle > (protocol == IPPROTO_TCP ? tcp_idle_ns : udp_idle_ns);
+	/* Signed: another CPU may have seen a packet since this one read the clock. */
+	return (__s64)(now - connection->last_seen_ns) > (__s64)limit;
 }
 
-/* Notes that a packet of the connection went by. */
-static __always_inline void touch(struct connection *connection, const struct packet *packet)
+/* Notes that a packet of the connection went by. Not static: the verifier walks through it once, whoever calls. */
+__noinline int touch(struct connection *connection, const struct packet *packet)
 {
+	/* The verifier asks; no caller gives none. */
+	if (!connection || !packet)
+		return 0;
+
 	__u64 now = bpf_ktime_get_coarse_ns();
 	bool reset = packet->tcp_flags & TCP_RST;
 
@@ -38,10 +42,10 @@ static __always_inline void touch(struct connection *connection, const struct pa
 		connection->flags |= CONNECTION_CLOSING;
 	/* A line of memory that is not written stays in every CPU's cache. */
 	if (now - connection->last_seen_ns <= 1000000000ULL && !reset)
-		return;
+		return 0;
 	connection->last_seen_ns = now;
 	if (connection->kind == CONNECTION_DSR)
-		return;
+		return 0;
 
 	/* The other direction's row: it may be silent for long without the connection being idle, and a reset ends
 	 * both. */
@@ -59,10 +63,11 @@ static __always_inline void touch(struct connection *connection, const struct pa
 	    other->source_port != packet->flow.destination_port ||
 	    !address_equal(&other->destination, &packet->flow.source) ||
 	    !address_equal(&other->source, &packet->flow.destination))
-		return;
+		return 0;
 	other->last_seen_ns = now;
 	if (reset)
 		other->flags |= CONNECTION_CLOSING;
+	return 0;
 }
 
 /* The row for replies: keyed by the flow that the backend will answer with. */
@@ -82,10 +87,12 @@ static __always_inline void reply_row(const struct packet *packet, const struct 
 	reply->destination_port = packet->flow.source_port;
 }
 
-/* Takes a source port towards the backend by writing the reply row under it. */
-static __always_inline enum drop_reason take_nat_port(const struct packet *packet, struct connection *forward,
-						      __u32 hash, __u64 now)
+/* Takes a source port towards the backend by writing the reply row under it: one of nat's, or where the client's
+ * address stays, first the client's own. A client may use that for another service with the same backend, too. */
+static __always_inline enum drop_reason take_source_port(const struct packet *packet, struct connection *forward,
+							 __u32 hash, __u64 now)
 {
+	bool local = forward->kind == CONNECTION_LOCAL;
 	__u32 range = nat_port_max - nat_port_min + 1;
 	/* Not the bits that chose the backend, or each backend would use a part of the range only. */
 	__u32 start = mix(hash);
@@ -94,21 +101,20 @@ static __always_inline enum drop_reason take_nat_port(const struct packet *packe
 
 	forward->source_port = 0;
 	reply_row(packet, forward, &key, &reply);
-	reply.kind = CONNECTION_NAT_REPLY;
+	reply.kind = local ? CONNECTION_LOCAL_REPLY : CONNECTION_NAT_REPLY;
 
-	for (int i = 0; i < NAT_PORT_TRIES; i++) {
-		__be16 port = bpf_htons(nat_port_min + ((start + i) % range));
+	__be16 port = local ? packet->flow.source_port : bpf_htons(nat_port_min + start % range);
 
+	for (int i = 0; i < NAT_PORT_TRIES; i++, port = bpf_htons(nat_port_min + ((start + i) % range))) {
 		key.destination_port = port;
 
 		struct connection *taken = bpf_map_lookup_elem(&connections, &key);
 
 		if (taken) {
 			/* Our own flow's, of an earlier connection or whose forward row was evicted; or one that is over. */
-			bool ours = taken->destination_port == reply.destination_port &&
-				    taken->source_port == reply.source_port &&
-				    address_equal(&taken->destination, &reply.destination) &&
-				    address_equal(&taken->source, &reply.source);
+			bool ours = taken->service == reply.service &&
+				    taken->destination_port == reply.destination_port &&
+				    address_equal(&taken->destination, &reply.destination);
 			if (!ours && !is_expired(taken, key.protocol, now))
 				continue;
 		}
@@ -143,21 +149,15 @@ static __always_inline enum drop_reason open_connection(const struct packet *pac
 	connection->last_seen_ns = now;
 
 	if (backend->flags & BACKEND_LOCAL) {
-		struct flow key = {};
-		struct connection reply;
-
 		connection->kind = CONNECTION_LOCAL;
-		reply_row(packet, connection, &key, &reply);
-		reply.kind = CONNECTION_LOCAL_REPLY;
-		if (bpf_map_update_elem(&connections, &key, &reply, BPF_ANY))
-			return REASON_CONNECTIONS_FULL;
 	} else if (backend->flags & BACKEND_DSR) {
 		connection->kind = CONNECTION_DSR;
 	} else {
 		connection->kind = CONNECTION_NAT;
 		connection->source = backend->source;
-
-		enum drop_reason reason = take_nat_port(packet, connection, hash, now);
+	}
+	if (connection->kind != CONNECTION_DSR) {
+		enum drop_reason reason = take_source_port(packet, connection, hash, now);
 
 		if (reason != REASON_NONE)
 			return reason;
