@@ -29,15 +29,16 @@ struct flow {
 /* The layer-3 header of every packet that is parsed starts here: a tagged one is left to its VLAN device. */
 #define L3_OFFSET sizeof(struct ethhdr)
 
-/* No option or extension header chain that is followed reaches further: lets the verifier bound the offset. */
+/* No option or extension header chain that is followed reaches further: lets the verifier bound the offset.
+ */
 #define L4_OFFSET_MAX 255
 
 /* Extension headers that are followed: a packet with more is one whose port is not known. */
 #define EXTENSION_HEADERS_MAX 6
 
 enum parsed {
-	PARSED_NOT_IP,  /* nothing in the packet was understood */
-	PARSED_FLOW,    /* TCP or UDP: everything below is set */
+	PARSED_NOT_IP,	/* nothing in the packet was understood */
+	PARSED_FLOW,	/* TCP or UDP: everything below is set */
 	PARSED_ADDRESS, /* another protocol or a fragment: only the addresses and the protocol are set */
 	PARSED_BAD_IPV4,
 	PARSED_BAD_IPV6,
@@ -205,7 +206,8 @@ static __always_inline enum parsed parse_ipv6(void *data, void *data_end, __u32 
 	return parse_l4(data, data_end, packet);
 }
 
-/* Fills `packet`, which must be zeroed. `length` is the whole frame's, which data_end need not reach in TC. */
+/* Fills `packet`, which must be zeroed. `length` is the whole frame's, which data_end need not reach in TC.
+ */
 static __always_inline enum parsed parse(void *data, void *data_end, __u32 length, struct packet *packet)
 {
 	struct ethhdr *ethernet = data;

@@ -2,15 +2,16 @@
 /*
  * The layouts that the control plane writes and the programs read. Python takes them from BTF.
  *
- * Rows are written in an order that never shows a program half a change: a backend before any table that names
- * it, a table before the service that points to it, the service in one update. Removal goes the other way. A
- * table's pages are never rewritten while a service points to them.
+ * Rows are written in an order that never shows a program half a change: a backend before any table that
+ * names it, a table before the service that points to it, the service in one update. Removal goes the other
+ * way. A table's pages are never rewritten while a service points to them.
  */
 #pragma once
 
 #include "packet.h"
 
-/* One row for every address, port and protocol that is balanced, and one with port and protocol 0 for the address. */
+/* One row for every address, port and protocol that is balanced, and one with port and protocol 0 for the
+ * address. */
 struct service_key {
 	struct address address;
 	__be16 port;
@@ -25,12 +26,12 @@ enum service_flags {
 };
 
 struct service {
-	__u32 id;         /* row in service_metrics */
+	__u32 id;	  /* row in service_metrics */
 	__u32 table_page; /* first page in maglev */
 	__u32 table_size; /* slots; 0 when there is no backend */
 	__u32 flags;
 	/* For the control plane alone, so that it can adopt what it finds. */
-	__u64 pool;        /* the backends that this row and its sisters share */
+	__u64 pool;	   /* the backends that this row and its sisters share */
 	__u64 fingerprint; /* of all that the table was built from */
 };
 
@@ -50,7 +51,7 @@ struct backend {
 };
 
 /* Slots are kept in pages, so that one map holds the tables of all services, each of its own size. */
-#define MAGLEV_PAGE_BITS 10
+#define MAGLEV_PAGE_BITS  10
 #define MAGLEV_PAGE_SLOTS (1 << MAGLEV_PAGE_BITS)
 
 struct maglev_page {

@@ -10,17 +10,17 @@ enum drop_reason {
 	REASON_MALFORMED_IPV4,
 	REASON_MALFORMED_IPV6,
 	REASON_MALFORMED_L4,
-	REASON_FRAGMENT,             /* for a service address; its port is not known */
+	REASON_FRAGMENT,	     /* for a service address; its port is not known */
 	REASON_UNSUPPORTED_PROTOCOL, /* for a service address, neither TCP nor UDP */
-	REASON_NO_SERVICE,           /* for a service address, on a port that no service has */
-	REASON_NO_BACKEND,           /* the service has none */
-	REASON_NO_NAT_PORT,          /* every port tried is in use towards that backend */
+	REASON_NO_SERVICE,	     /* for a service address, on a port that no service has */
+	REASON_NO_BACKEND,	     /* the service has none */
+	REASON_NO_NAT_PORT,	     /* every port tried is in use towards that backend */
 	REASON_CONNECTIONS_FULL,     /* the connection table took no entry */
-	REASON_NO_ROUTE,             /* to the backend, or back to the client */
+	REASON_NO_ROUTE,	     /* to the backend, or back to the client */
 	REASON_FORWARDING_DISABLED,  /* ip_forward or its IPv6 twin is 0 on this node */
-	REASON_TOO_BIG,              /* for the MTU of the link it would leave by */
-	REASON_NO_METADATA,          /* no neighbour yet, and the driver has no room to say so to the TC program */
-	REASON_INTERNAL,             /* tables that contradict each other: XDP_ABORTED */
+	REASON_TOO_BIG,		     /* for the MTU of the link it would leave by */
+	REASON_NO_METADATA, /* no neighbour yet, and the driver has no room to say so to the TC program */
+	REASON_INTERNAL,    /* tables that contradict each other: XDP_ABORTED */
 	REASON_COUNT,
 };
 

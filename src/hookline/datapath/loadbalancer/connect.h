@@ -28,7 +28,8 @@ static __always_inline bool is_expired(const struct connection *connection, __u8
 	return (__s64)(now - connection->last_seen_ns) > (__s64)limit;
 }
 
-/* Notes that a packet of the connection went by. Not static: the verifier walks through it once, whoever calls. */
+/* Notes that a packet of the connection went by. Not static: the verifier walks through it once, whoever
+ * calls. */
 __noinline int touch(struct connection *connection, const struct packet *packet)
 {
 	/* The verifier asks; no caller gives none. */
@@ -47,8 +48,8 @@ __noinline int touch(struct connection *connection, const struct packet *packet)
 	if (connection->kind == CONNECTION_DSR)
 		return 0;
 
-	/* The other direction's row: it may be silent for long without the connection being idle, and a reset ends
-	 * both. */
+	/* The other direction's row: it may be silent for long without the connection being idle, and a reset
+	 * ends both. */
 	struct flow key = {
 		.source = connection->destination,
 		.destination = connection->source,
@@ -71,8 +72,8 @@ __noinline int touch(struct connection *connection, const struct packet *packet)
 }
 
 /* The row for replies: keyed by the flow that the backend will answer with. */
-static __always_inline void reply_row(const struct packet *packet, const struct connection *forward, struct flow *key,
-				      struct connection *reply)
+static __always_inline void reply_row(const struct packet *packet, const struct connection *forward,
+				      struct flow *key, struct connection *reply)
 {
 	key->source = forward->destination;
 	key->source_port = forward->destination_port;
@@ -87,10 +88,11 @@ static __always_inline void reply_row(const struct packet *packet, const struct 
 	reply->destination_port = packet->flow.source_port;
 }
 
-/* Takes a source port towards the backend by writing the reply row under it: one of nat's, or where the client's
- * address stays, first the client's own. A client may use that for another service with the same backend, too. */
-static __always_inline enum drop_reason take_source_port(const struct packet *packet, struct connection *forward,
-							 __u32 hash, __u64 now)
+/* Takes a source port towards the backend by writing the reply row under it: one of nat's, or where the
+ * client's address stays, first the client's own. A client may use that for another service with the same
+ * backend, too. */
+static __always_inline enum drop_reason take_source_port(const struct packet *packet,
+							 struct connection *forward, __u32 hash, __u64 now)
 {
 	bool local = forward->kind == CONNECTION_LOCAL;
 	__u32 range = nat_port_max - nat_port_min + 1;
@@ -111,7 +113,8 @@ static __always_inline enum drop_reason take_source_port(const struct packet *pa
 		struct connection *taken = bpf_map_lookup_elem(&connections, &key);
 
 		if (taken) {
-			/* Our own flow's, of an earlier connection or whose forward row was evicted; or one that is over. */
+			/* Our own flow's, of an earlier connection or whose forward row was evicted; or one
+			 * that is over. */
 			bool ours = taken->service == reply.service &&
 				    taken->destination_port == reply.destination_port &&
 				    address_equal(&taken->destination, &reply.destination);
@@ -127,8 +130,8 @@ static __always_inline enum drop_reason take_source_port(const struct packet *pa
 }
 
 /* Chooses a backend and writes the connection's rows. `connection` is filled in. */
-static __always_inline enum drop_reason open_connection(const struct packet *packet, const struct service *service,
-							struct connection *connection)
+static __always_inline enum drop_reason
+open_connection(const struct packet *packet, const struct service *service, struct connection *connection)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 hash = flow_hash(&packet->flow);
@@ -172,8 +175,8 @@ static __always_inline enum drop_reason open_connection(const struct packet *pac
 static __always_inline bool needs_backend(const struct connection *connection, const struct packet *packet)
 {
 	if (packet->flow.protocol == IPPROTO_TCP) {
-		/* Only the start of a connection may go elsewhere: a client that uses its port again, or one whose
-		 * backend was removed before it answered. */
+		/* Only the start of a connection may go elsewhere: a client that uses its port again, or one
+		 * whose backend was removed before it answered. */
 		if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 			return false;
 		if (connection->flags & CONNECTION_CLOSING)

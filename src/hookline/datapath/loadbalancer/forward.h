@@ -7,7 +7,8 @@
 
 #define HANDOVER_MAGIC 0x486f6f6bU /* "Hook" */
 
-/* What XDP tells the TC program of a packet whose next hop has no layer-2 address yet. XDP metadata holds 32 octets. */
+/* What XDP tells the TC program of a packet whose next hop has no layer-2 address yet. XDP metadata holds 32
+ * octets. */
 struct handover {
 	__u32 magic;
 	__u32 ifindex;
@@ -19,8 +20,9 @@ struct route {
 	struct bpf_fib_lookup parameters;
 };
 
-static __always_inline void find_route(struct xdp_md *ctx, const struct packet *packet, const struct address *source,
-				       const struct address *destination, struct route *route)
+static __always_inline void find_route(struct xdp_md *ctx, const struct packet *packet,
+				       const struct address *source, const struct address *destination,
+				       struct route *route)
 {
 	struct bpf_fib_lookup *fib = &route->parameters;
 
@@ -87,8 +89,9 @@ static __always_inline int send(struct xdp_md *ctx, const struct route *route)
 		return XDP_ABORTED;
 	__builtin_memcpy(ethernet->h_dest, route->parameters.dmac, sizeof(ethernet->h_dest));
 	__builtin_memcpy(ethernet->h_source, route->parameters.smac, sizeof(ethernet->h_source));
-	/* veth_xdp_flush() wakes the peer after XDP_TX only where the peer has an XDP program of its own: without
-	 * one the packet lies in its ring until another packet comes. A redirect to the same interface wakes it. */
+	/* veth_xdp_flush() wakes the peer after XDP_TX only where the peer has an XDP program of its own:
+	 * without one the packet lies in its ring until another packet comes. A redirect to the same
+	 * interface wakes it. */
 	if (route->parameters.ifindex == ctx->ingress_ifindex && !tx_by_redirect)
 		return XDP_TX;
 	return bpf_redirect(route->parameters.ifindex, 0);

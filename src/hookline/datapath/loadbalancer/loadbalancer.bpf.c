@@ -9,8 +9,9 @@
  *   build_maglev  syscall: fills a service's table when the control plane asks for it
  *
  * XDP passes what is not ours, drops with a counted reason what cannot be served, transmits or redirects to
- * backends beyond this node, and aborts only when its own tables contradict each other. A packet for a backend
- * of this node is rewritten and passed, so that the stack, the pod's own programs and packet taps see it.
+ * backends beyond this node, and aborts only when its own tables contradict each other. A packet for a
+ * backend of this node is rewritten and passed, so that the stack, the pod's own programs and packet taps see
+ * it.
  */
 #include "connect.h"
 #include "forward.h"
@@ -60,7 +61,8 @@ static __always_inline struct decision forward(struct xdp_md *ctx, const struct 
 	if (packet->ttl <= 1)
 		return decide(XDP_PASS);
 
-	find_route(ctx, packet, dsr ? &packet->flow.source : &connection->source, &connection->destination, &route);
+	find_route(ctx, packet, dsr ? &packet->flow.source : &connection->source, &connection->destination,
+		   &route);
 
 	enum drop_reason refusal = route_refusal(&route);
 
@@ -82,7 +84,8 @@ static __always_inline struct decision forward(struct xdp_md *ctx, const struct 
 	return decide(XDP_PASS);
 }
 
-static __always_inline void count_backend(const struct connection *connection, __u32 bytes, bool opened, bool reply)
+static __always_inline void count_backend(const struct connection *connection, __u32 bytes, bool opened,
+					  bool reply)
 {
 	struct backend_metrics *metrics;
 
@@ -219,7 +222,8 @@ int balance(struct xdp_md *ctx)
 	if (decision.reason > REASON_NONE && decision.reason < REASON_COUNT)
 		count(&metrics->reasons[decision.reason], bytes);
 #ifdef HOOKLINE_DEBUG
-	bpf_printk("hookline balance: verdict %d reason %d bytes %llu", decision.verdict, decision.reason, bytes);
+	bpf_printk("hookline balance: verdict %d reason %d bytes %llu", decision.verdict, decision.reason,
+		   bytes);
 #endif
 	return decision.verdict;
 }
@@ -254,7 +258,8 @@ int reply(struct __sk_buff *skb)
 
 	if (!connection || connection->kind != CONNECTION_LOCAL_REPLY)
 		return TC_ACT_UNSPEC;
-	/* The flow that it was made for is over: this is another one, of a client that came to the pod directly. */
+	/* The flow that it was made for is over: this is another one, of a client that came to the pod
+	 * directly. */
 	if (is_expired(connection, packet.flow.protocol, bpf_ktime_get_coarse_ns()))
 		return TC_ACT_UNSPEC;
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Building a Maglev table in the kernel (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
- * Balancer", NSDI 2016, 3.4): each backend in turn takes the first free slot of its own permutation of the slots.
+ * Balancer", NSDI 2016, 3.4): each backend in turn takes the first free slot of its own permutation of the
+ * slots.
  *
- * A `syscall` program fills the pages in place. The control plane zeroes them, writes one maglev_candidate for each
- * backend, in an order that does not depend on how the backends were listed, and points the service to the
- * pages afterwards. `quota` carries the weight: a backend that has its share is unlinked from the ring of turns.
+ * A `syscall` program fills the pages in place. The control plane zeroes them, writes one maglev_candidate
+ * for each backend, in an order that does not depend on how the backends were listed, and points the service
+ * to the pages afterwards. `quota` carries the weight: a backend that has its share is unlinked from the ring
+ * of turns.
  */
 #pragma once
 
@@ -69,7 +71,8 @@ static long maglev_step(__u32 index __attribute__((unused)), struct maglev_build
 
 		__u32 *taken = &page->backends[slot & (MAGLEV_PAGE_SLOTS - 1)];
 
-		/* 64 bits: two numbers below the size can pass 2^32 only if the size does, 2^17 if it is 65,537. */
+		/* 64 bits: two numbers below the size can pass 2^32 only if the size does, 2^17 if it is
+		 * 65,537. */
 		slot += skip;
 		if (slot >= size)
 			slot -= size;

@@ -6,7 +6,8 @@
 
 static __always_inline __u64 mix(__u64 value)
 {
-	/* The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit in reaches every bit out. */
+	/* The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit in reaches every bit out.
+	 */
 	value ^= value >> 30;
 	value *= 0xbf58476d1ce4e5b9ULL;
 	value ^= value >> 27;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Writing new addresses and ports into a packet, its checksums kept right: in XDP by hand, in TC by the helpers. */
+/* Writing new addresses and ports into a packet, its checksums kept right: in XDP by hand, in TC by the
+ * helpers. */
 #pragma once
 
 #include "checksum.h"
@@ -7,9 +8,10 @@
 
 #define TTL_STEP bpf_htons(0x0100) /* the TTL is the upper octet of its 16-bit word */
 
-/* Puts the addresses and ports of `to` into the packet, whose present ones are `packet->flow`. Returns -1 where
- * the packet is not as it was parsed (the verifier's fear; it does not happen). */
-static __always_inline int xdp_translate(struct xdp_md *ctx, const struct packet *packet, const struct connection *to)
+/* Puts the addresses and ports of `to` into the packet, whose present ones are `packet->flow`. Returns -1
+ * where the packet is not as it was parsed (the verifier's fear; it does not happen). */
+static __always_inline int xdp_translate(struct xdp_md *ctx, const struct packet *packet,
+					 const struct connection *to)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
@@ -17,8 +19,8 @@ static __always_inline int xdp_translate(struct xdp_md *ctx, const struct packet
 	__u32 offset = packet->l4_offset;
 	__u64 addresses = 0;
 
-	/* One's complement sums of what the pseudo-header loses and gains (RFC 9293, 3.1; RFC 8200, 8.1). An IPv4
-	 * address' first three words are the same on both sides and cancel out. */
+	/* One's complement sums of what the pseudo-header loses and gains (RFC 9293, 3.1; RFC 8200, 8.1). An
+	 * IPv4 address' first three words are the same on both sides and cancel out. */
 	for (int i = 0; i < 4; i++) {
 		addresses = checksum_replace(addresses, from->source.words[i], to->source.words[i]);
 		addresses = checksum_replace(addresses, from->destination.words[i], to->destination.words[i]);
@@ -51,8 +53,8 @@ static __always_inline int xdp_translate(struct xdp_md *ctx, const struct packet
 
 	sum = checksum_replace(sum, from->source_port, to->source_port);
 	sum = checksum_replace(sum, from->destination_port, to->destination_port);
-	/* checksum_replace complements 32 bits of a 16-bit port: the upper half adds 0xffff, which is 0 in one's
-	 * complement. */
+	/* checksum_replace complements 32 bits of a 16-bit port: the upper half adds 0xffff, which is 0 in
+	 * one's complement. */
 
 	if (from->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = data + offset;
@@ -119,8 +121,8 @@ static __always_inline int skb_translate(struct __sk_buff *skb, const struct pac
 	__u64 mangled = tcp ? 0 : BPF_F_MARK_MANGLED_0;
 	__be16 ports[2] = {to->source_port, to->destination_port};
 
-	__s64 addresses = bpf_csum_diff((__be32 *)&from->source, 2 * sizeof(struct address), (__be32 *)&to->source,
-					2 * sizeof(struct address), 0);
+	__s64 addresses = bpf_csum_diff((__be32 *)&from->source, 2 * sizeof(struct address),
+					(__be32 *)&to->source, 2 * sizeof(struct address), 0);
 	if (addresses < 0)
 		return -1;
 	if (bpf_l4_csum_replace(skb, check, 0, addresses, BPF_F_PSEUDO_HDR | mangled))
