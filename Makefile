@@ -28,6 +28,11 @@ test-all: ## all tests, slow ones too
 	@tools/setup $@
 	@$(PYTHON) -m pytest -m '' tests $(ARGS)
 
+.PHONY: test-vm
+test-vm: ## kernel tests on Debian's kernels 6.1 and 6.12, in virtual machines
+	@tools/setup $@
+	@$(PYTHON) -m tools.vm .venv/bin/python -m pytest tests/kernel $(ARGS)
+
 .PHONY: test-fresh
 test-fresh: ## make demo and make test in a fresh Debian 12
 	@tools/setup $@

@@ -269,9 +269,11 @@ class Program:
         if made == -errnos.EINVAL:
             from hookline.bpf import features
 
-            if features.tcx().answer is features.Answer.NO:
-                if hook == "tcx" or ordered:
+            answer = features.tcx().answer
+            if hook == "tcx" or ordered:
+                if answer is features.Answer.NO:
                     raise FeatureMissing("tcx", minimum_kernel="6.6", remedy="use hook clsact")
+            elif answer is not features.Answer.YES:
                 return self._attach_clsact(index, direction, priority)
         if made == -errnos.ESTALE:
             raise LinkChanged(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hookline import bpf
+from tests.requirements import need
 
 _CHILD = """
 import ctypes, os, sys
@@ -97,6 +98,7 @@ def test_a_probe_without_privilege_could_not_tell(kinds: Path) -> None:
 
 def test_a_loaded_program_is_permission_to_link_it(kinds: Path) -> None:
     """The kernel asks for capabilities at the load; whoever holds the descriptor may attach it by a link."""
+    need("kernel", "" if bpf.features.tcx() else "tcx (Linux 6.6)")
     assert unprivileged(kinds, "attach_link") == (0, "attached\n")
 
 

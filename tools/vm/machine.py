@@ -1,0 +1,188 @@
+"""A virtual machine that runs one command.
+
+Its root is this machine's, read-only over 9p, with a layer in memory on top: the same Python, the same checkout, and
+nothing that the command writes remains. A folder of the host is shared for what goes in and comes out: the command, its
+output as it comes, its exit status. The processor is QEMU's software emulation unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tools.vm.kernels import Kernel, VmError
+
+__all__ = ["Machine", "Outcome"]
+
+BOOT_S = 120.0
+POLL_S = 0.1
+# QEMU 7.2 computes some of AVX2 wrongly: NumPy's argsort, for one, came out unsorted.
+_PROCESSOR = "max,-avx,-avx2,-f16c,-fma"
+_HERE = Path(__file__).parent
+_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+_PASSED_ON = re.compile("HOOKLINE_(?!TEST_RUN$|STATE$)|NO_COLOR$|COLUMNS$")
+_TROUBLE = re.compile(r"\b(BUG|WARNING|Oops|general protection fault|lockup)\b")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a command.
+
+    Attributes:
+        status: Its exit status.
+        boot_s: Seconds until it was started.
+        command_s: Seconds that it took.
+        complaints: Lines of the kernel's log that speak of trouble.
+    """
+
+    status: int
+    boot_s: float
+    command_s: float
+    complaints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to start one."""
+
+    kernel: Kernel
+    cpus: int = 2
+    memory_mib: int = 2048
+    accelerator: str = "tcg,thread=multi"
+
+    def run(self, command: Sequence[str], *, folder: Path, timeout_s: float) -> Outcome:
+        """Runs a command in a machine of its own; its output goes to this process's.
+
+        Args:
+            command: The words of the command.
+            folder: Where it runs: a path of the host.
+            timeout_s: When to give up, counted from the command's start.
+
+        Raises:
+            VmError: The machine does not start, or ends without an exit status, or the time is over.
+        """
+        with tempfile.TemporaryDirectory(prefix="hookline-vm-") as work:
+            job = Path(work) / "job"
+            job.mkdir()
+            self._write_job(job, command, folder)
+            initrd = Path(work) / "initrd"
+            self._write_initrd(Path(work) / "tree", initrd)
+            with self._started(job, initrd, Path(work) / "console") as process:
+                return _follow(process, job, Path(work) / "console", timeout_s)
+
+    def _write_job(self, job: Path, command: Sequence[str], folder: Path) -> None:
+        settings = {name: value for name, value in os.environ.items() if _PASSED_ON.match(name)}
+        (job / "command").write_text(
+            f"cd {shlex.quote(str(folder))} || exit 125\n"
+            + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+            + shlex.join(command)
+            + "\n"
+        )
+        (job / "name").write_text(f"vm-{self.kernel.name}\n")
+        (job / "second.sh").write_bytes((_HERE / "second.sh").read_bytes())
+        for name in ("stdout", "stderr"):
+            (job / name).touch()
+
+    def _write_initrd(self, tree: Path, target: Path) -> None:
+        (tree / "bin").mkdir(parents=True)
+        (tree / "modules").mkdir()
+        busybox = Path("/bin/busybox")
+        if not busybox.exists():
+            raise VmError("/bin/busybox is not there: tools/setup test-vm brings it")
+        (tree / "bin" / "busybox").write_bytes(busybox.read_bytes())
+        (tree / "bin" / "sh").symlink_to("busybox")
+        (tree / "init").write_bytes((_HERE / "start.sh").read_bytes())
+        for path in (tree / "bin" / "busybox", tree / "init"):
+            path.chmod(0o755)
+        (tree / "modules.path").write_text(f"{self.kernel.modules.resolve()}\n")
+        for number, data in enumerate(self.kernel.module_files(_MODULES)):
+            (tree / "modules" / f"{number:02}.ko").write_bytes(data)
+        names = "".join(f"{path.relative_to(tree)}\n" for path in sorted(tree.rglob("*")))
+        with target.open("wb") as archive:
+            command = ["cpio", "--create", "--quiet", "--format=newc", "--owner=0:0"]
+            subprocess.run(command, cwd=tree, input=names.encode(), stdout=archive, check=True)
+
+    @contextmanager
+    def _started(self, job: Path, initrd: Path, console: Path) -> Iterator[subprocess.Popen[bytes]]:
+        shared = "security_model=none,multidevs=remap"
+        command = [
+            # Should this process be killed, the machine goes with it.
+            *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
+            *("-M", "q35", "-accel", self.accelerator, "-cpu", _PROCESSOR, "-smp", str(self.cpus)),
+            *("-m", str(self.memory_mib), "-nodefaults", "-no-reboot", "-display", "none"),
+            *("-serial", f"file:{console}"),
+            *("-kernel", str(self.kernel.image), "-initrd", str(initrd)),
+            *("-virtfs", f"local,path=/,mount_tag=host,readonly=on,{shared}"),
+            *("-virtfs", f"local,path={job},mount_tag=job,{shared}"),
+            "-append",
+            "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off nokaslr tsc=reliable no_timer_check",
+        ]
+        log = console.with_name("qemu")
+        with log.open("wb") as output:
+            try:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            except FileNotFoundError as error:
+                raise VmError(
+                    f"{error.filename} is not installed: tools/setup test-vm brings what is needed"
+                ) from error
+        try:
+            yield process
+            # It turns itself off once the status is there.
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _follow(process: subprocess.Popen[bytes], job: Path, console: Path, timeout_s: float) -> Outcome:
+    """Copies the output as it comes, until there is a status."""
+    begun = time.monotonic()
+    started = 0.0
+    with (job / "stdout").open() as stdout, (job / "stderr").open() as stderr:
+        while True:
+            # In this order: what was written before the machine ended, or the status came, is read after it.
+            ended = process.poll() is not None
+            finished = (job / "status").exists()
+            _copy(stdout, sys.stdout)
+            _copy(stderr, sys.stderr)
+            now = time.monotonic()
+            if not started and (job / "started").exists():
+                started = now
+            if finished:
+                status = int((job / "status").read_text())
+                complaints = [line for line in _lines(job / "dmesg") if _TROUBLE.search(line)]
+                return Outcome(status, started - begun, now - started, tuple(complaints))
+            if ended:
+                raise VmError(_last_words("the machine ended without an exit status", console))
+            if not started and now - begun > BOOT_S:
+                raise VmError(_last_words(f"the machine was not up after {BOOT_S:.0f} s", console))
+            if started and now - started > timeout_s:
+                raise VmError(_last_words(f"the command took more than {timeout_s:.0f} s", console))
+            time.sleep(POLL_S)
+
+
+def _copy(source: TextIO, target: TextIO) -> None:
+    if text := source.read():
+        target.write(text)
+        target.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _last_words(what: str, console: Path) -> str:
+    said = [*_lines(console.with_name("qemu"))[-5:], *_lines(console)[-25:]]
+    return "\n  ".join([what, *said])
