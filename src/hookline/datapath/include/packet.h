@@ -77,6 +77,14 @@ static __always_inline void address_from_ipv6(struct address *address, const __b
 	address->words[3] = words[3];
 }
 
+/* An offset that was compared with L4_OFFSET_MAX, in a form that Linux 6.1 can follow: the compiler may
+ * compare one copy and use another from the stack, of which that verifier knows nothing. */
+static __always_inline __u32 bounded_l4(__u32 offset)
+{
+	asm volatile("%0 &= %1" : "+r"(offset) : "i"(L4_OFFSET_MAX));
+	return offset;
+}
+
 static __always_inline enum parsed parse_l4(void *data, void *data_end, struct packet *packet)
 {
 	__u32 offset = packet->l4_offset;
@@ -84,6 +92,7 @@ static __always_inline enum parsed parse_l4(void *data, void *data_end, struct p
 	/* The verifier's bound; every path that sets l4_offset stays below it. */
 	if (offset > L4_OFFSET_MAX)
 		return PARSED_BAD_L4;
+	offset = bounded_l4(offset);
 
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = data + offset;

@@ -48,6 +48,7 @@ static __always_inline int xdp_translate(struct xdp_md *ctx, const struct packet
 	/* The verifier's bound, as in the parser. */
 	if (offset > L4_OFFSET_MAX)
 		return -1;
+	offset = bounded_l4(offset);
 
 	__u64 sum = addresses;
 
