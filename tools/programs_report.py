@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hookline import bpf
 from hookline.errors import HooklineError
-from tools.build_objects import ROOT, BuildError, compile_object, find_clang
+from tools.build_objects import ROOT
 from tools.program_samples import Sample, fill_tables, samples, set_the_scene
 
 BATCHES, RUNS = 15, 40
@@ -82,12 +82,11 @@ def report_all() -> list[Report]:
 
     Raises:
         HooklineError: A program does not load or run.
-        BuildError: The empty programs do not compile.
         OSError: The network namespace cannot be made.
     """
-    empty_path = ROOT / "build" / "empty.bpf.o"
-    compile_object(ROOT / "tools" / "empty.bpf.c", empty_path, root=ROOT, clang=find_clang())
-    path = ROOT / "src" / "hookline" / "datapath" / "loadbalancer" / "loadbalancer.bpf.o"
+    package = ROOT / "src" / "hookline"
+    path = package / "datapath" / "loadbalancer" / "loadbalancer.bpf.o"
+    empty_path = package / "bench" / "empty.bpf.o"
     ipv6 = set_the_scene()
     with bpf.Object.open(path) as obj, bpf.Object.open(empty_path) as empty, bpf.run_statistics():
         obj.load()
@@ -156,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HooklineError as error:
         print(f"programs_report: {error}", file=sys.stderr)
         return error.exit_status
-    except (BuildError, OSError) as error:
+    except OSError as error:
         print(f"programs_report: {error}", file=sys.stderr)
         return 1
     if chosen.json:

@@ -553,9 +553,9 @@ def test_unknown_nodes(node: Place, name: str, status: int, said: str) -> None:
 
 def test_somebody_elses_xdp_program_stays(bare: Place) -> None:
     with net.inside(bare.lab.member("node/node-2").netns), bpf.Object.open(EMPTY) as foreign:
-        foreign.only("empty")
+        foreign.only("empty_xdp")
         foreign.load()
-        with foreign.programs["empty"].attach_xdp("eth0") as link:
+        with foreign.programs["empty_xdp"].attach_xdp("eth0") as link:
             with unchanged(bare):
                 done = bare.apply(service("x", "192.0.2.30"))
                 what, _, remedy = error(done)
@@ -569,9 +569,9 @@ def test_somebody_elses_xdp_program_stays(bare: Place) -> None:
 def test_somebody_elses_xdp_program_on_a_further_uplink(node: Place) -> None:
     """The change is refused after one interface was fine: that one is as it was."""
     with net.inside(node.lab.member("node/node-1").netns), _veth("up0"), bpf.Object.open(EMPTY) as foreign:
-        foreign.only("empty")
+        foreign.only("empty_xdp")
         foreign.load()
-        with foreign.programs["empty"].attach_xdp("up0"), unchanged(node):
+        with foreign.programs["empty_xdp"].attach_xdp("up0"), unchanged(node):
             done = node.apply(
                 config("node-1", "{interfaces: [{name: eth0, role: uplink}, {name: up0, role: uplink}]}")
             )

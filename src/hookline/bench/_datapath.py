@@ -103,7 +103,7 @@ def _programs(name: NodeName) -> Iterator[tuple[bpf.Program, bpf.Program]]:
         obj.load()
         node.apply([_first()])
         with bpf.Program.from_pin(name.pins / "programs" / "balance") as balance:
-            yield balance, obj.programs["empty"]
+            yield balance, obj.programs["empty_xdp"]
 
 
 def _first() -> Resource:

@@ -2,8 +2,8 @@
 
 Unlike a link, a filter belongs to its interface: it stays when the process ends, pinned or not. So `close`
 removes an unpinned one, to keep the meaning that a link has. A pin holds the program, by which the filter is
-found again. The qdisc is made where it is absent, and goes with its last filter if Hookline made it; the
-filter's name records that.
+found again; or by its name, should a process have been killed between a change of the program and of the pin. The
+qdisc is made where it is absent, and goes with its last filter if Hookline made it; the filter's name records that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno as errnos
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -28,7 +29,8 @@ Direction = Literal["ingress", "egress"]
 _PARENT: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _QDISC_PARENT, _QDISC_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ALL_PROTOCOLS = 0x0300  # htons(ETH_P_ALL)
-_MADE_QDISC = "+qdisc"
+_PREFIX, _MADE_QDISC = "hookline/", "+qdisc"
+_NAME_LENGTH = 15  # of a program's name in the kernel
 _TCA_BPF_ID = 11
 
 
@@ -61,13 +63,19 @@ class ClsactFilter:
         self.pinned = pinned
 
     @classmethod
-    def attach(cls, program: Program, index: int, direction: Direction, priority: int) -> Self:
-        """Add a filter; see `Program.attach_tc`."""
+    def attach(
+        cls, program: Program, index: int, direction: Direction, priority: int, place: Path | None
+    ) -> Self:
+        """Add a filter; see `Program.attach_tc`. The pin comes first: no filter is ever without one."""
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
 
         what = f"cannot attach program {program.name!r} to {_syscall.interface_name(index)}'s {direction}"
-        with IPRoute() as netlink:
+        if place is not None:
+            program.pin(place)
+        with ExitStack() as undo, IPRoute() as netlink:
+            if place is not None:
+                undo.callback(pin.remove, place)
             made = False
             try:
                 made = _make_qdisc(netlink, index)
@@ -80,7 +88,8 @@ class ClsactFilter:
                 if made:
                     _remove_qdisc(netlink, index)
                 _refuse(error, what)
-        return cls(index, direction, priority, handle, namespace=_namespace())
+            undo.pop_all()
+        return cls(index, direction, priority, handle, namespace=_namespace(), pinned=place)
 
     @classmethod
     def from_pin(cls, path: str | os.PathLike[str], interface: str | int, direction: Direction) -> Self:
@@ -94,18 +103,20 @@ class ClsactFilter:
         from hookline.bpf._program import Program
 
         index = _syscall.interface_index(interface)
+        place = Path(path).absolute()
         with Program.from_pin(path) as program, IPRoute() as netlink:
-            for found in _filters(netlink, index, direction):
-                if found["id"] == program.id:
-                    place = Path(path).absolute()
-                    return cls(
-                        index,
-                        direction,
-                        found["priority"],
-                        found["handle"],
-                        namespace=_namespace(),
-                        pinned=place,
-                    )
+            filters = list(_filters(netlink, index, direction))
+            holding = [found for found in filters if found["id"] == program.id]
+            named = [found for found in filters if _name_of(found) == program.name[:_NAME_LENGTH]]
+        # By its name alone, only where that can mean no other.
+        for found in holding or (named if len(named) == 1 else []):
+            made = cls(
+                index, direction, found["priority"], found["handle"], namespace=_namespace(), pinned=place
+            )
+            if not holding:
+                with Program.from_id(found["id"]) as current:
+                    made._move_pin(current)
+            return made
         raise BpfError(
             f"no {direction} filter of {_syscall.interface_name(index)} has the program pinned at {path}",
             errno=errnos.ENOENT,
@@ -153,12 +164,7 @@ class ClsactFilter:
                 )
             except NetlinkError as error:
                 _refuse(error, f"cannot put program {new.name!r} into the filter")
-        if self.pinned is not None:
-            place = self.pinned
-            fresh = place.with_name(place.name + "~")
-            pin.remove(fresh)
-            new.pin(fresh)
-            os.replace(fresh, place)
+        self._move_pin(new)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Let the filter outlive this object, and pin its program so that `from_pin` finds it."""
@@ -228,6 +234,14 @@ class ClsactFilter:
         place = f", pinned at {self.pinned}" if self.pinned else ""
         return f"<ClsactFilter: {self._direction} of interface {self._index}, handle {self._handle}{place}>"
 
+    def _move_pin(self, program: Program) -> None:
+        """Pin the program in the place of the one before, in one step."""
+        if self.pinned is not None:
+            fresh = self.pinned.with_name(self.pinned.name + "~")
+            pin.remove(fresh)
+            program.pin(fresh)
+            os.replace(fresh, self.pinned)
+
     def _is_this(self, found: dict[str, Any]) -> bool:
         return bool(found["handle"] == self._handle and found["priority"] == self._priority)
 
@@ -295,7 +309,7 @@ def _put(
         parent=_PARENT[direction],
         prio=priority,
         fd=program.fd,
-        name=f"hookline/{program.name}" + (_MADE_QDISC if ours else ""),
+        name=_PREFIX + program.name + (_MADE_QDISC if ours else ""),
         direct_action=True,
     )
 
@@ -328,7 +342,15 @@ def _program_id(options: Any) -> int:
 
 def _is_ours(found: dict[str, Any]) -> bool:
     """Whether the qdisc under a filter was made by Hookline."""
-    return str(found["name"]).startswith("hookline/") and str(found["name"]).endswith(_MADE_QDISC)
+    return str(found["name"]).startswith(_PREFIX) and str(found["name"]).endswith(_MADE_QDISC)
+
+
+def _name_of(found: dict[str, Any]) -> str:
+    """The name of the program that Hookline put into a filter, as long as the kernel keeps it; else empty."""
+    name = str(found["name"])
+    if not name.startswith(_PREFIX):
+        return ""
+    return name.removeprefix(_PREFIX).removesuffix(_MADE_QDISC)[:_NAME_LENGTH]
 
 
 def _refuse(error: Any, what: str) -> NoReturn:

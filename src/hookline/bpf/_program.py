@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -231,6 +232,7 @@ class Program:
         after: Link | Program | Literal["all"] | None = None,
         expected_revision: int = 0,
         priority: int = 50,
+        pin: str | os.PathLike[str] | None = None,
     ) -> Link | ClsactFilter:
         """Attach to an interface's traffic control hook.
 
@@ -242,6 +244,7 @@ class Program:
             after: tcx only: run after this one, or after all (which is the default).
             expected_revision: tcx only: fail if the hook's programs changed since this revision (0: never).
             priority: clsact only: the filter's preference; lower runs first.
+            pin: Where to pin it at once: a process that is killed leaves no clsact filter without its pin.
 
         Returns:
             A `Link`, or for clsact a filter with the same ways to detach, close and pin; ``hook`` says which.
@@ -258,12 +261,18 @@ class Program:
                 raise BpfError(
                     "clsact has no order relative to a program", remedy="use priority, or hook tcx"
                 )
-            return self._attach_clsact(index, direction, priority)
+            return self._attach_clsact(index, direction, priority, pin)
         attach_type = AttachType.TCX_INGRESS if direction == "ingress" else AttachType.TCX_EGRESS
         made = _link.attach_tcx(
             self, index, attach_type, before=before, after=after, expected_revision=expected_revision
         )
         if isinstance(made, Link):
+            if pin is not None:
+                try:
+                    made.pin(pin)
+                except BaseException:
+                    made.close()
+                    raise
             return made
         what = f"cannot attach program {self.name!r} to {_syscall.interface_name(index)}'s {direction}"
         if made == -errnos.EINVAL:
@@ -274,7 +283,7 @@ class Program:
                 if answer is features.Answer.NO:
                     raise FeatureMissing("tcx", minimum_kernel="6.6", remedy="use hook clsact")
             elif answer is not features.Answer.YES:
-                return self._attach_clsact(index, direction, priority)
+                return self._attach_clsact(index, direction, priority, pin)
         if made == -errnos.ESTALE:
             raise LinkChanged(
                 what,
@@ -285,11 +294,17 @@ class Program:
         raise failure(-made, what, capability="CAP_NET_ADMIN CAP_BPF")
 
     def _attach_clsact(
-        self, index: int, direction: Literal["ingress", "egress"], priority: int
+        self,
+        index: int,
+        direction: Literal["ingress", "egress"],
+        priority: int,
+        place: str | os.PathLike[str] | None,
     ) -> ClsactFilter:
         from hookline.bpf._clsact import ClsactFilter
 
-        return ClsactFilter.attach(self, index, direction, priority)
+        return ClsactFilter.attach(
+            self, index, direction, priority, Path(place).absolute() if place else None
+        )
 
     def attach_raw_tracepoint(self, name: str) -> Link:
         """Attach to a raw tracepoint, such as ``"xdp_exception"``.

@@ -433,9 +433,9 @@ def _key(status: PoolStatus) -> tuple[str, str, int]:
 def _empty_program(netns: Path) -> Iterator[bpf.Program]:
     """A program that does nothing, on the client's interface."""
     with bpf.Object.open(EMPTY) as obj:
-        obj.leave_out("empty_tc")
+        obj.only("empty_xdp")
         obj.load()
-        program = obj.programs["empty"]
+        program = obj.programs["empty_xdp"]
         with net.inside(netns):
             link = program.attach_xdp("eth0", mode="native")
         with link:

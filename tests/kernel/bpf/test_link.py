@@ -384,6 +384,44 @@ def test_a_clsact_filter_is_updated_pinned_and_adopted(
         assert "clsact" not in wire.run("tc", "qdisc", "show", "dev", "near")
 
 
+def test_a_clsact_filter_survives_a_kill_at_any_step(
+    loaded: bpf.Object, kinds: Path, wire: Wire, pins: Path
+) -> None:
+    """Killed between the pin and the filter, and between the filter's new program and the pin's."""
+    place = pins / "filter"
+    loaded.programs["tc_mark"].pin(place)
+    with pytest.raises(bpf.BpfError, match="no ingress filter"):
+        bpf.ClsactFilter.from_pin(place, "near", "ingress")
+    place.unlink()
+    loaded.programs["tc_mark"].attach_tc("near", "ingress", hook="clsact", pin=place).close()
+    with bpf.Object.open(kinds) as other:
+        newer = other.load().programs["tc_mark"]
+        changed = bpf.ClsactFilter.from_pin(place, "near", "ingress")
+        changed.pinned = None
+        changed.update(newer)
+        changed.pinned = place
+        adopted = bpf.ClsactFilter.from_pin(place, "near", "ingress")
+        assert adopted.program_id == newer.id
+        with bpf.Program.from_pin(place) as pinned:
+            assert pinned.id == newer.id
+        adopted.detach()
+    assert not place.exists()
+    assert "clsact" not in wire.run("tc", "qdisc", "show", "dev", "near")
+
+
+def test_no_pin_is_left_where_attaching_fails(loaded: bpf.Object, wire: Wire, pins: Path) -> None:
+    wire.run("tc", "qdisc", "add", "dev", "near", "ingress")
+    with pytest.raises(bpf.BpfError, match="no room for clsact"):
+        loaded.programs["tc_mark"].attach_tc("near", "ingress", hook="clsact", pin=pins / "filter")
+    assert not (pins / "filter").exists()
+    wire.run("tc", "qdisc", "del", "dev", "near", "ingress")
+    with loaded.programs["tc_mark"].attach_tc("near", "ingress", pin=pins / "link") as link:
+        assert link.pinned == pins / "link"
+        with pytest.raises(bpf.BpfError, match="something is pinned there"):
+            loaded.programs["tc_mark"].attach_tc("near", "egress", pin=pins / "link")
+        link.detach()
+
+
 def test_an_ingress_qdisc_is_named(loaded: bpf.Object, wire: Wire) -> None:
     wire.run("tc", "qdisc", "add", "dev", "near", "ingress")
     with pytest.raises(bpf.BpfError, match=r"a qdisc of kind ingress.*nothing was changed"):

@@ -307,9 +307,10 @@ class LoadBalancer:
         elif name == "balance":
             made = program.attach_xdp(interface, mode=mode)
         else:
-            made = program.attach_tc(interface, DIRECTIONS[name])
+            made = program.attach_tc(interface, DIRECTIONS[name], pin=path)
         with made:
-            made.pin(path)
+            if made.pinned is None:
+                made.pin(path)
             return Attachment(name, _hook(made), interface, "attached")
 
     def _pin(self) -> None:
