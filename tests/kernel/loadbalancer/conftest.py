@@ -11,7 +11,7 @@ import pytest
 from hookline import bpf, net
 from tests.kernel.loadbalancer.scene import Balancer, Scene
 from tests.requirements import missing_for, missing_program, need
-from tools.build_objects import ROOT, build_all, compile_object, find_clang
+from tools.build_objects import ROOT, build_all
 
 MakeBalancer = Callable[..., Balancer]
 
@@ -25,11 +25,9 @@ def compiled() -> Path:
 
 
 @pytest.fixture(scope="package")
-def empty_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs that pass everything."""
-    path = tmp_path_factory.mktemp("objects") / "empty.bpf.o"
-    compile_object(ROOT / "tools" / "empty.bpf.c", path, root=ROOT, clang=find_clang())
-    return path
+def empty_object(compiled: Path) -> Path:
+    """Programs that pass everything, up to date."""
+    return ROOT / "src/hookline/bench/empty.bpf.o"
 
 
 @pytest.fixture(scope="package")
