@@ -571,31 +571,30 @@ class Node:
             # The kernel forgets neighbours with their interface.
             self._neighbours &= {(str(n.address), n.interface) for n in net.neighbours() if n.managed}
         self._resolve_neighbours(draft)
-        attachments = []
+        attachments: list[Attachment] = []
         # Programs that take over meet whole tables; where they are running already, an interface that
         # refuses them must stop the change before the tables are touched.
         fresh = kernel.balancer.fresh
         if fresh:
             kernel.tables.carry_out(draft.change)
         if not in_step:
-            attachments = self._activate(draft)
+            attachments, kernel = self._activate(draft, kernel)
         if not fresh:
             kernel.tables.carry_out(draft.change)
         return attachments
 
-    def _activate(self, draft: Draft) -> list[Attachment]:
-        """Attaches the programs; again, with other tunables, where a driver has no native XDP."""
-        assert self._kernel is not None
+    def _activate(self, draft: Draft, kernel: _Kernel) -> tuple[list[Attachment], _Kernel]:
+        """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
         uplinks: Any = draft.plan.uplinks
-        attachments = self._kernel.balancer.activate(uplinks)
+        attachments = kernel.balancer.activate(uplinks)
         tunables = self._tunables(draft.config, uplinks)
-        if tunables != self._kernel.balancer.tunables:
+        if tunables != kernel.balancer.tunables:
             self._forget_kernel()
             balancer = LoadBalancer.open(self.name.pins, tunables)
-            self._kernel = _Kernel(balancer, Tables(balancer))
+            kernel = self._kernel = _Kernel(balancer, Tables(balancer))
             attachments = balancer.activate(uplinks)
-        self._kernel.settle(draft.config, draft.plan.uplinks)
-        return attachments
+        kernel.settle(draft.config, draft.plan.uplinks)
+        return attachments, kernel
 
     def _resolve_neighbours(self, draft: Draft) -> None:
         """Has the kernel keep every next hop's layer-2 address, and forget those that only Hookline wanted."""
