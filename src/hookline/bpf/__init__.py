@@ -24,7 +24,7 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
-from hookline.bpf._link import Link, LinkInfo
+from hookline.bpf._link import Link, LinkInfo, refuse_occupied
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._object import Constants, Object
 from hookline.bpf._program import Program, ProgramInfo, TestRun
@@ -61,5 +61,6 @@ __all__ = [
     "pin",
     "possible_cpus",
     "programs",
+    "refuse_occupied",
     "run_statistics",
 ]

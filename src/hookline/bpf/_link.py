@@ -320,6 +320,18 @@ def xdp_program(index: int) -> tuple[int, int] | None:
     return None
 
 
+def refuse_occupied(program: str, interface: str | int) -> None:
+    """Checks that an interface has no XDP program, as attaching one would find out.
+
+    Raises:
+        BpfError: It has one, which is named.
+    """
+    index = _syscall.interface_index(interface)
+    if xdp_program(index) is not None:
+        name = _syscall.interface_name(index)
+        raise _occupied(errnos.EBUSY, f"cannot attach program {program!r} to {name}", index, name)
+
+
 def _number(value: object) -> int:
     """pyroute2 names attachment modes; back to the kernel's numbers."""
     names = {"xdp": 1, "xdpgeneric": 2, "xdpoffload": 3}

@@ -391,6 +391,8 @@ def _print_plan(node: Node, plan: Plan) -> None:
         )
     if plan.loads:
         print("\nprograms are loaded; running connections go on")
+    elif plan.attaches:
+        print(f"\nmissing and attached again: {', '.join(plan.attaches)}")
     if plan.uplinks:
         print("uplinks: " + ", ".join(f"{name} (XDP {mode})" for name, mode in plan.uplinks))
     if plan.detaches:

@@ -36,6 +36,8 @@ from hookline.datapath.loadbalancer.balancer import (
     attached,
     attached_mode,
     attachments,
+    not_attached,
+    refuse_occupied,
     totals,
 )
 from hookline.model import EndpointSlice, ExternalHost, NodeConfig, Pod, Resource, Service, VirtualService
@@ -470,6 +472,12 @@ class Node:
             changed = {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
             only = frozenset(key for key in changed if before.get(key) != after.get(key))
             considered = [after[key] for key in only if key in after]
+        if not in_step:
+            refuse_occupied(self.name.pins, [name for name, _ in plan.uplinks])
+            plan.attaches = [
+                f"{program} to {interface}" if interface else program
+                for program, interface in not_attached(self.name.pins, [name for name, _ in plan.uplinks])
+            ]
         draft.change = kernel.tables.diff(considered, placements, only=only)
         kernel.tables.check_fits(draft.change)
         self._note_placements(draft, considered, placements, full=only is None)

@@ -64,6 +64,7 @@ class Plan:
         uplinks: Interfaces with their XDP modes, empty where nothing is to be balanced.
         warnings: What the user should know and may not expect.
         loads: Whether the kernel programs are loaded anew; running connections go on.
+        attaches: Programs that are attached, as ``balance to eth0``.
         detaches: Whether they are removed, since nothing is left to balance.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     uplinks: tuple[tuple[str, str], ...] = ()
     warnings: list[str] = field(default_factory=list)
     loads: bool = False
+    attaches: list[str] = field(default_factory=list)
     detaches: bool = False
 
     @property
@@ -81,6 +83,7 @@ class Plan:
         return (
             self.loads
             or self.detaches
+            or bool(self.attaches)
             or bool(self.pools)
             or any(item.action != "keep" for item in self.resources)
         )
@@ -108,6 +111,7 @@ class Plan:
             "maps": {name: {"used": usage.used, "size": usage.size} for name, usage in self.usage.items()},
             "uplinks": [{"interface": name, "xdp_mode": mode} for name, mode in self.uplinks],
             "loads_programs": self.loads,
+            "attaches": list(self.attaches),
             "detaches_programs": self.detaches,
             "warnings": list(self.warnings),
         }

@@ -241,6 +241,13 @@ def _pools_by_family(
             size = _modulo_size(weights, service)
         elif weights:
             size = wanted_size or maglev.table_size(len(weights))
+            least = maglev.table_size(len(weights))
+            if size < least:
+                raise Conflict(
+                    f"{service}: tableSize {size} is too small for {len(weights)} IPv{version} backends on port {port_name}",
+                    why=f"evenness needs {maglev.SLOTS_PER_BACKEND} slots for each, up to {maglev.LARGEST_TABLE} in all",
+                    remedy=f"leave tableSize out, or make it at least {least}",
+                )
             if len(weights) > size:
                 raise Conflict(
                     f"{service} has {len(weights)} IPv{version} backends on port {port_name}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -157,6 +158,7 @@ def run(
     """
     name = f"demo-{secrets.token_hex(3)}"
     started = time.monotonic()
+    _end_like_ctrl_c()
 
     def say(event: str) -> None:
         progress(Progress(time.monotonic() - started, 0, 0, 0, 0, 0.0, event))
@@ -167,6 +169,17 @@ def run(
         api.lab_up(files.load([FOLDER / "demo.yaml"]), name)
         demo = _Demo(lab.Lab.open(name), stack, seconds, detach_at, progress)
         return demo.run()
+
+
+def _end_like_ctrl_c() -> None:
+    """Has a signal that asks to end (also a terminal that closes) unwind, so that the lab goes too."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, end)
 
 
 def _down(name: str) -> None:
@@ -414,11 +427,14 @@ def _problems(result: Result, pools: list[PoolStatus], servers: lab.ServerCounts
         yield f"the clients opened {result.opened} connections, the servers accepted {result.server_accepts}"
     if result.kernel_datagrams != result.server_datagrams:
         yield f"the kernel forwarded {result.kernel_datagrams} datagrams, the servers received {result.server_datagrams}"
+    for backend in result.backends:
+        if backend.stayed and backend.ideal > 20 and not backend.connections:
+            yield f"{backend.name} got no connection, although {backend.ideal:.0f} were to be expected"
     by_name: Counter[str] = Counter()
     for status in pools:
         if status.pool.protocol == "TCP":
-            for backend in status.backends:
-                by_name[backend.target.name] += backend.connections
+            for row in status.backends:
+                by_name[row.target.name] += row.connections
     for name, counted in by_name.items():
         accepted = servers.of(name).tcp_accepted
         if counted != accepted:

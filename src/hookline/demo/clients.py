@@ -14,6 +14,7 @@ import heapq
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -346,6 +347,7 @@ class Datagrams:
 
 def main() -> None:
     """Reads the order and goes to work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the demo ends its clients itself
     order: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     Clients(Order(**order)).run()
 

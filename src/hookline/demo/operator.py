@@ -7,6 +7,7 @@ as an agent would; the demo kills it with SIGKILL.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SERVICE = Path(__file__).with_name("orders.yaml")
 
 def main() -> None:
     """Operates the node named on the command line."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the demo ends its processes itself
     with Node(sys.argv[1]) as node:
         node.apply(SERVICE)
         print("ready", flush=True)

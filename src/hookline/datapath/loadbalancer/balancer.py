@@ -204,6 +204,9 @@ class LoadBalancer:
     def _load(cls, pins: Path, tunables: Tunables) -> LoadBalancer:
         obj = bpf.Object.open(object_bytes(), name="loadbalancer")
         try:
+            earlier = _earlier_ports(pins)
+            if earlier is not None:
+                obj.constants["earlier_port_min"], obj.constants["earlier_port_max"] = earlier
             obj.constants["nat_port_min"] = tunables.nat_port_min
             obj.constants["nat_port_max"] = tunables.nat_port_max
             obj.constants["check_mtu"] = int(tunables.check_mtu)
@@ -316,9 +319,11 @@ class LoadBalancer:
     def _pin(self) -> None:
         (self.pins / "links").mkdir(parents=True, exist_ok=True)
         settings = self.maps["settings"]
+        ports = [self.tunables.nat_port_min, self.tunables.nat_port_max, *(_earlier_ports(self.pins) or ())]
+        values = {"nat_port_min": min(ports), "nat_port_max": max(ports)}
         if self.fresh:
             # Nobody adopts a mixture of two versions' maps and programs, if this process ends in between.
-            settings[0] = {"balance_id": int(settings[0]["balance_id"]), "digest": 0}
+            settings[0] = {**values, "balance_id": int(settings[0]["balance_id"]), "digest": 0}
         things: tuple[tuple[str, Mapping[str, bpf.Map | bpf.Program]], ...] = (
             ("maps", self.maps),
             ("programs", self._programs),
@@ -328,6 +333,7 @@ class LoadBalancer:
             for name, thing in named.items():
                 _pin_in_place(thing, self.pins / folder / name)
         settings[0] = {
+            **values,
             "balance_id": self._programs["balance"].id,
             "digest": self.tunables.digest,
         }
@@ -480,6 +486,24 @@ def attachments(pins: Path) -> list[Attachment]:
     return found
 
 
+def not_attached(pins: Path, uplinks: Iterable[str]) -> list[tuple[str, str]]:
+    """Programs and interfaces of the attachments that `LoadBalancer.activate` would make."""
+    there = {(item.program, item.interface) for item in attachments(pins)}
+    wanted = [(name, interface) for interface in uplinks for name in ("resolve", "reply", "balance")]
+    return [item for item in (*wanted, ("count_exceptions", "")) if item not in there]
+
+
+def refuse_occupied(pins: Path, uplinks: Iterable[str]) -> None:
+    """Checks that no uplink has somebody else's XDP program, before anything is touched.
+
+    Raises:
+        bpf.BpfError: Naming the interface and the program.
+    """
+    for interface in uplinks:
+        if attached_mode(pins, interface) is None:
+            bpf.refuse_occupied("balance", interface)
+
+
 def detach(pins: Path, program: str, interface: str) -> Attachment:
     """Detaches one program and unpins its link."""
     hook = ""
@@ -572,6 +596,18 @@ def _same_shape(new: bpf.Map, path: Path) -> bool:
             and new.value_dtype == old.value_dtype
             and new.max_entries == old.max_entries
         )
+
+
+def _earlier_ports(pins: Path) -> tuple[int, int] | None:
+    """The ports that nat gave on this node so far; None where it never did."""
+    path = pins / "maps" / "settings"
+    if not path.exists():
+        return None
+    with bpf.Map.from_pin(path) as settings:
+        if "nat_port_min" not in (settings.value_dtype.names or ()):
+            return None
+        row = settings[0]
+        return (int(row["nat_port_min"]), int(row["nat_port_max"])) if row["nat_port_max"] else None
 
 
 def _carry_over(path: Path, into: bpf.Map) -> None:

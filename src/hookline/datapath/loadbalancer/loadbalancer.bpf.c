@@ -143,7 +143,12 @@ static __always_inline struct decision serve(struct xdp_md *ctx, const struct pa
 			return refuse(REASON_INTERNAL);
 		return decide(XDP_PASS);
 	}
-	return forward(ctx, packet, connection);
+
+	struct decision decision = forward(ctx, packet, connection);
+
+	if (decision.reason != REASON_NONE)
+		metrics->drops++;
+	return decision;
 }
 
 /* What is for a service's address, but for no service. */
@@ -193,7 +198,8 @@ static __always_inline struct decision balance_packet(struct xdp_md *ctx, struct
 
 	__u16 port = bpf_ntohs(packet->flow.destination_port);
 
-	if (port >= nat_port_min && port <= nat_port_max) {
+	if ((port >= nat_port_min && port <= nat_port_max) ||
+	    (port >= earlier_port_min && port <= earlier_port_max)) {
 		struct connection *connection = bpf_map_lookup_elem(&connections, &packet->flow);
 
 		if (connection && connection->kind == CONNECTION_NAT_REPLY) {
@@ -259,8 +265,9 @@ int reply(struct __sk_buff *skb)
 	if (!connection || connection->kind != CONNECTION_LOCAL_REPLY)
 		return TC_ACT_UNSPEC;
 	/* The flow that it was made for is over: this is another one, of a client that came to the pod
-	 * directly. */
-	if (is_expired(connection, packet.flow.protocol, bpf_ktime_get_coarse_ns()))
+	 * directly. An open TCP connection may be silent for as long as it likes. */
+	if ((packet.flow.protocol != IPPROTO_TCP || connection->flags & CONNECTION_CLOSING) &&
+	    is_expired(connection, packet.flow.protocol, bpf_ktime_get_coarse_ns()))
 		return TC_ACT_UNSPEC;
 
 	struct metrics *metrics = metrics_here();

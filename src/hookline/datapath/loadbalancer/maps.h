@@ -10,10 +10,14 @@
 const volatile __u32 hash_seed = 0x686b6c6e; /* the same on every node, so that all choose alike */
 const volatile __u16 nat_port_min = 10240;   /* source ports of nat: below ip_local_port_range, so that the */
 const volatile __u16 nat_port_max = 32767;   /* node's own connections cannot meet them */
-const volatile __u8 tx_by_redirect = 0;	     /* 1 on veth: see send() */
-const volatile __u8 check_mtu = 1;	     /* 0 where XDP is generic: it sees super-packets */
-const volatile __u64 closed_ns = 10000000000ULL;     /* a closed connection's port may be taken after this */
-const volatile __u64 tcp_idle_ns = 7200000000000ULL; /* an idle connection's, after this */
+/* The ports of programs that ran here before with another range: their connections go on. Empty by default.
+ */
+const volatile __u16 earlier_port_min = 1;
+const volatile __u16 earlier_port_max = 0;
+const volatile __u8 tx_by_redirect = 0;		      /* 1 on veth: see send() */
+const volatile __u8 check_mtu = 1;		      /* 0 where XDP is generic: it sees super-packets */
+const volatile __u64 closed_ns = 10000000000ULL;      /* a closed connection's port may be taken after this */
+const volatile __u64 tcp_idle_ns = 28800000000000ULL; /* an idle connection's, after this */
 const volatile __u64 udp_idle_ns = 120000000000ULL;
 
 struct {
@@ -76,8 +80,10 @@ struct {
 
 struct settings {
 	__u32 balance_id; /* of the program whose exceptions are counted */
-	__u32 pad;
-	__u64 digest; /* for the control plane alone: of the object and its tunables */
+	/* For the control plane alone. */
+	__u16 nat_port_min; /* the smallest and the largest port that nat ever gave here */
+	__u16 nat_port_max;
+	__u64 digest; /* of the object and its tunables */
 };
 
 struct {
