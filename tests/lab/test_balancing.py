@@ -13,7 +13,7 @@ import pytest
 from hookline import api, bpf, lab, net
 from hookline.control import PoolStatus
 from hookline.lab import Lab
-from hookline.model import Resource, parse
+from hookline.model import Resource, VirtualService, parse
 from tests.lab.conftest import document, pod
 
 PORTS = [
@@ -347,3 +347,43 @@ def test_contradicting_tables_abort_and_the_kernel_says_so(place: Lab) -> None:
             assert place.probe("external/client", "192.0.2.70", 53, "udp").answered_by == "external/server-1"
         finally:
             node.delete([wanted.reference])
+
+
+def test_open_connections_outlive_another_range_of_nat_ports(place: Lab) -> None:
+    name = place.first_node
+    config = parse(
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "NodeConfig",
+            "metadata": {"name": name.node},
+            "spec": {"nat": {"portMin": 40000, "portMax": 41000}},
+        }
+    )
+    with net.inside(place.member("external/client").netns):
+        connections = [socket.create_connection((NAT[0], 80), timeout=5) for _ in range(16)]
+    with contextlib.ExitStack() as stack, api.Node(name) as node:
+        for connection in connections:
+            stack.enter_context(connection)
+        before = [ask(connection) for connection in connections]
+        assert {"default/orders-3", "default/orders-4"} & set(before), "none is beyond the node"
+        assert node.apply(config).plan.loads
+        try:
+            assert [ask(connection) for connection in connections] == before
+            assert len(answers(place, NAT[0], 80, "tcp", times=20)) > 1
+        finally:
+            node.delete([config.reference])
+        assert [ask(connection) for connection in connections] == before
+
+
+def test_what_a_dry_run_says_of_a_program_that_was_detached(place: Lab) -> None:
+    name = place.first_node
+    with bpf.Link.from_pin(name.pins / "links" / "balance:eth0") as link:
+        link.detach()
+    with api.Node(name) as node:
+        plan = node.plan()
+        assert plan.changes
+        assert plan.attaches == ["balance to eth0"]
+    with api.Node(name) as node:
+        node.apply(node.resources(VirtualService))
+        assert not node.plan().attaches
+    assert len(answers(place, NAT[0], 80, "tcp", times=10)) > 1
