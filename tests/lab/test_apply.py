@@ -645,6 +645,10 @@ def test_without_capabilities(node: Place) -> None:
         ["setpriv", "--bounding-set", "-all"],
     )
     for wrapper in wrappers:
+        # A checkout below /root is nobody's to read: then only root without capabilities can run it.
+        starts = [*wrapper, sys.executable, "-m", "hookline", "--version"]
+        if subprocess.run(starts, capture_output=True, check=False).returncode and "--reuid" in wrapper:
+            continue
         with unchanged(node):
             done = subprocess.run([*wrapper, *command], capture_output=True, text=True, check=False)
         what, why, remedy = error(Ended(done.returncode, done.stdout, done.stderr))

@@ -77,11 +77,21 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _errors.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone: nothing more can be said, and what is buffered must not be tried again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone: nothing more can be said
         return _errors.BROKEN_PIPE
     except Exception as error:
-        return _errors.show(error, arguments, as_json=_wants_json(arguments))
+        status = _errors.show(error, arguments, as_json=_wants_json(arguments))
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _drop_output()  # this was the error
+        return status
+
+
+def _drop_output() -> None:
+    """Has what is buffered go nowhere: the interpreter would try again to write it when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def help_text() -> str:

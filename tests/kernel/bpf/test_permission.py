@@ -20,6 +20,7 @@ data = open(sys.argv[1], "rb").read()
 program = None
 if sys.argv[2].startswith("attach"):
     obj = bpf.Object.open(data, name="kinds").load()
+import numpy.ctypeslib  # loaded on first use, when its folder may not be readable any more
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
