@@ -24,10 +24,11 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
+from hookline.bpf._info import ProgramInfo
 from hookline.bpf._link import Link, LinkInfo, refuse_occupied
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._object import Constants, Object
-from hookline.bpf._program import Program, ProgramInfo, TestRun
+from hookline.bpf._program import Program, TestRun
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._system import links, maps, programs, run_statistics
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs

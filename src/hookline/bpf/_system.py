@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hookline.bpf import _link, _map, _program, _syscall
+from hookline.bpf import _info, _link, _map, _syscall
 from hookline.bpf._errors import BpfError, failure
+from hookline.bpf._info import ProgramInfo
 from hookline.bpf._link import LinkInfo
 from hookline.bpf._map import MapDefinition
-from hookline.bpf._program import ProgramInfo
 from hookline.bpf._syscall import Command
 
 __all__ = ["links", "maps", "program_name", "programs", "run_statistics"]
@@ -23,7 +23,7 @@ _Described = TypeVar("_Described")
 
 def programs() -> Iterator[ProgramInfo]:
     """Every program in the kernel."""
-    return _all(Command.PROG_GET_NEXT_ID, Command.PROG_GET_FD_BY_ID, "a program", _program.describe)
+    return _all(Command.PROG_GET_NEXT_ID, Command.PROG_GET_FD_BY_ID, "a program", _info.describe)
 
 
 def maps() -> Iterator[MapDefinition]:
@@ -43,7 +43,7 @@ def program_name(program_id: int) -> str:
     except BpfError:
         return "?"
     try:
-        return _program.describe(fd).name
+        return _info.describe(fd).name
     finally:
         os.close(fd)
 

@@ -1,0 +1,114 @@
+"""What the kernel says of a program."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import dataclass
+
+from hookline.bpf import _syscall
+
+__all__ = ["ProgramInfo", "describe"]
+
+
+class _Info(ctypes.Structure):
+    """``struct bpf_prog_info``."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_ubyte * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("gpl_compatible", ctypes.c_uint32),
+        ("netns_dev", ctypes.c_uint64),
+        ("netns_ino", ctypes.c_uint64),
+        ("nr_jited_ksyms", ctypes.c_uint32),
+        ("nr_jited_func_lens", ctypes.c_uint32),
+        ("jited_ksyms", ctypes.c_uint64),
+        ("jited_func_lens", ctypes.c_uint64),
+        ("btf_id", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("nr_func_info", ctypes.c_uint32),
+        ("nr_line_info", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("jited_line_info", ctypes.c_uint64),
+        ("nr_jited_line_info", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("jited_line_info_rec_size", ctypes.c_uint32),
+        ("nr_prog_tags", ctypes.c_uint32),
+        ("prog_tags", ctypes.c_uint64),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
+        ("attach_btf_obj_id", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    ]
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What the kernel says of a program.
+
+    Attributes:
+        id: The kernel's number for it.
+        name: At most 15 characters.
+        type: The kernel's name: ``"xdp"``, ``"sched_cls"``, …
+        tag: A hash of the instructions, 16 hexadecimal digits.
+        instructions: How many it has after verification.
+        jited_bytes: The size of its machine code, 0 where it is interpreted.
+        verified_instructions: How many the verifier walked through.
+        map_ids: The maps it uses.
+        loaded_at: When it was loaded, in seconds since 1970.
+        run_time_ns: Time spent in it while run-time statistics were on (`run_statistics`).
+        run_count: Runs counted in that time.
+    """
+
+    id: int
+    name: str
+    type: str
+    tag: str
+    instructions: int
+    jited_bytes: int
+    verified_instructions: int
+    map_ids: tuple[int, ...]
+    loaded_at: float
+    run_time_ns: int
+    run_count: int
+
+
+def describe(fd: int) -> ProgramInfo:
+    """What the kernel says of a program's descriptor."""
+    info = _Info()
+    _syscall.info(fd, info, "a program")
+    maps: tuple[int, ...] = ()
+    if info.nr_map_ids:
+        numbers = (ctypes.c_uint32 * info.nr_map_ids)()
+        again = _Info(nr_map_ids=len(numbers), map_ids=ctypes.addressof(numbers))
+        _syscall.info(fd, again, "a program")
+        maps = tuple(numbers[: again.nr_map_ids])
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return ProgramInfo(
+        id=info.id,
+        name=info.name.decode(errors="replace"),
+        type=_syscall.name_of(_syscall.PROGRAM_TYPES, info.type),
+        tag=bytes(info.tag).hex(),
+        instructions=info.xlated_prog_len // 8,
+        jited_bytes=info.jited_prog_len,
+        verified_instructions=info.verified_insns,
+        map_ids=maps,
+        loaded_at=booted + info.load_time / 1e9,
+        run_time_ns=info.run_time_ns,
+        run_count=info.run_cnt,
+    )
