@@ -91,7 +91,7 @@ class Machine:
             job.mkdir()
             self._write_job(job, command, folder)
             initrd = Path(work) / "initrd"
-            self._write_initrd(Path(work) / "tree", initrd)
+            self._write_initrd(Path(work) / "tree", initrd, folder.resolve())
             with self._started(job, initrd, Path(work) / "console") as process:
                 return _follow(process, job, Path(work) / "console", timeout_s)
 
@@ -108,7 +108,7 @@ class Machine:
         for name in ("stdout", "stderr"):
             (job / name).touch()
 
-    def _write_initrd(self, tree: Path, target: Path) -> None:
+    def _write_initrd(self, tree: Path, target: Path, folder: Path) -> None:
         (tree / "bin").mkdir(parents=True)
         (tree / "modules").mkdir()
         busybox = Path("/bin/busybox")
@@ -120,6 +120,7 @@ class Machine:
         for path in (tree / "bin" / "busybox", tree / "init"):
             path.chmod(0o755)
         (tree / "modules.path").write_text(f"{self.kernel.modules.resolve()}\n")
+        (tree / "folder.path").write_text(f"{folder}\n")
         for number, data in enumerate(self.kernel.module_files(_MODULES)):
             (tree / "modules" / f"{number:02}.ko").write_bytes(data)
         names = "".join(f"{path.relative_to(tree)}\n" for path in sorted(tree.rglob("*")))

@@ -24,8 +24,14 @@ for kind in proc sysfs devtmpfs; do
 	case $kind in sysfs) place=sys ;; devtmpfs) place=dev ;; *) place=$kind ;; esac
 	mount -t "$kind" "$kind" "/root/$place"
 done
+# The command's folder may lie in one of the places that get a file system of their own.
+read -r folder </folder.path
+mkdir /kept
+mount --bind "/root$folder" /kept
 mount -t tmpfs -o mode=755 tmpfs /root/run
 mount -t tmpfs -o mode=1777 tmpfs /root/tmp
+mkdir -p "/root$folder"
+mount --move /kept "/root$folder"
 mkdir /root/run/hookline-vm
 share job /root/run/hookline-vm cache=none
 exec switch_root /root /bin/sh /run/hookline-vm/second.sh
