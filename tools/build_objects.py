@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -31,59 +30,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))  # the package need not be installed yet
+
+from hookline.datapath.compiler import FLAGS, Clang, CompileError, find_clang  # noqa: E402
+
 INCLUDE = Path("src/hookline/datapath/include")
 RELEASE_DIRECTORY = "/hookline"
-OLDEST_CLANG = 14
-FLAGS = ("-O2", "-g", "-mcpu=v3", "-target", "bpf", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
-
-
-class BuildError(Exception):
-    """An object could not be built; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Clang:
-    """A clang that can compile the programs: its path and its major version."""
-
-    path: str
-    version: int
-
-    @property
-    def identity(self) -> str:
-        """Changes when the compiler does, without having to run it."""
-        file = Path(self.path).resolve()
-        status = file.stat()
-        return f"{file} {status.st_size} {status.st_mtime_ns}"
-
-
-def find_clang() -> Clang:
-    """The compiler to use: ``$CLANG``, else clang-19, else the newest other clang that is new enough."""
-    chosen = os.environ.get("CLANG")
-    newest_first = [f"clang-{version}" for version in range(30, OLDEST_CLANG - 1, -1)]
-    for name in [chosen] if chosen else ["clang-19", *newest_first, "clang"]:
-        path = shutil.which(name)
-        if path is None:
-            continue
-        numbered = re.fullmatch(r"clang-(\d+)", Path(path).name)
-        version = int(numbered[1]) if numbered else _ask_version(path)
-        if version >= OLDEST_CLANG:
-            return Clang(path, version)
-    raise BuildError(
-        f"no clang {OLDEST_CLANG} or newer{f' named {chosen}' if chosen else ''} (apt-get install clang-19)"
-    )
-
-
-def _ask_version(path: str) -> int:
-    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"clang version (\d+)", output)
-    return int(found[1]) if found else 0
 
 
 def compile_object(source: Path, output: Path, *, root: Path, clang: Clang, debug: bool = False) -> None:
     """Compiles ``source``, a file under ``root``, to ``output``, which appears whole or not at all.
 
     Raises:
-        BuildError: The compiler refused the source, or a release object still held its text.
+        CompileError: The compiler refused the source, or a release object still held its text.
     """
     relative = source.resolve().relative_to(root.resolve())
     directory = "." if debug else RELEASE_DIRECTORY
@@ -103,7 +62,7 @@ def compile_object(source: Path, output: Path, *, root: Path, clang: Clang, debu
     done = subprocess.run(command, cwd=root, capture_output=True, env=environment, check=False)
     messages = done.stderr.decode(errors="replace").strip()
     if done.returncode != 0:
-        raise BuildError(f"{relative} does not compile:\n{messages}")
+        raise CompileError(f"{relative} does not compile:\n{messages}")
     data = without_dwarf(done.stdout)
     if not debug:
         _refuse_source_text(data, source)
@@ -115,7 +74,7 @@ def _refuse_source_text(data: bytes, source: Path) -> None:
     for line in source.read_bytes().splitlines():
         text = line.strip()
         if len(text) > 12 and text.endswith((b";", b"{", b")")) and text in data:
-            raise BuildError(f"{source.name}: the release object holds the source line {text.decode()!r}")
+            raise CompileError(f"{source.name}: the release object holds the source line {text.decode()!r}")
 
 
 # ELF, as far as stripping a relocatable object of its DWARF goes (System V ABI, "Object Files"): llvm-strip
@@ -290,7 +249,7 @@ def check_reproducible(root: Path, *, debug: bool = False) -> None:
     """Builds everything once more from a copy in another directory and compares the bytes.
 
     Raises:
-        BuildError: An object differs.
+        CompileError: An object differs.
     """
     clang = find_clang()
     with tempfile.TemporaryDirectory(prefix="hookline-build-") as directory:
@@ -303,7 +262,7 @@ def check_reproducible(root: Path, *, debug: bool = False) -> None:
             compile_object(again, object_of(again), root=copy, clang=clang, debug=debug)
             hashes = [_sha256(object_of(file)) for file in (source, again)]
             if hashes[0] != hashes[1]:
-                raise BuildError(
+                raise CompileError(
                     f"{source.relative_to(root)}: two builds differ, {hashes[0]} and {hashes[1]}"
                 )
             print(f"{hashes[0]}  {object_of(source).relative_to(root)}  (the same from another directory)")
@@ -333,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build_all(ROOT, debug=debug, force=chosen.force)
         if chosen.reproduce:
             check_reproducible(ROOT, debug=debug)
-    except BuildError as error:
+    except CompileError as error:
         print(f"build_objects: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from hookline.datapath.compiler import Clang, CompileError, compile_program, find_clang
 from tests.requirements import missing_program
-from tools.build_objects import INCLUDE, BuildError, Clang, build_all, compile_object, find_clang, object_of
+from tools.build_objects import INCLUDE, build_all, compile_object, object_of
 
 SAMPLE = """
 #include "sample.h"
@@ -57,7 +58,7 @@ MARKER = b"marker_of_the_source = context"
 def clang() -> Clang:
     try:
         return find_clang()
-    except BuildError as error:
+    except CompileError as error:
         pytest.skip(str(error))
 
 
@@ -141,12 +142,43 @@ def test_error_names_the_file_and_leaves_the_old_object(checkout: Path, clang: C
     build_all(checkout)
     before = object_of(source(checkout)).read_bytes()
     source(checkout).write_text(SAMPLE.replace("return 2;", "return two;"))
-    with pytest.raises(BuildError, match=r"sample\.bpf\.c does not compile:\n.*two"):
+    with pytest.raises(CompileError, match=r"sample\.bpf\.c does not compile:\n.*two"):
         build_all(checkout)
     assert object_of(source(checkout)).read_bytes() == before
 
 
 def test_no_clang_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BuildError, match="apt-get install clang-19"):
+    with pytest.raises(CompileError, match="apt-get install clang-19"):
+        find_clang()
+
+
+def test_a_program_of_ones_own_is_compiled(clang: Clang, tmp_path: Path) -> None:
+    source, output = tmp_path / "own.bpf.c", tmp_path / "own.bpf.o"
+    source.write_text(
+        '#include "packet.h"\nSEC("xdp") int own(struct xdp_md *ctx) { return ctx->rx_queue_index; }\n'
+    )
+    assert compile_program(source, output) == output
+    assert b"return ctx->rx_queue_index" in output.read_bytes()
+    before = output.read_bytes()
+    source.write_text("int broken(")
+    with pytest.raises(CompileError, match=r"own.bpf.c does not compile: .*expected"):
+        compile_program(source, output)
+    assert output.read_bytes() == before
+    source.write_text("#include <linux/bpf.h>\n#include <absent/bpf/bpf_helpers.h>\n")
+    with pytest.raises(CompileError) as caught:
+        compile_program(source, output)
+    assert "kernel.h" in caught.value.remedy or "libbpf-dev" in caught.value.remedy
+    with pytest.raises(CompileError, match="no such file"):
+        compile_program(tmp_path / "absent.c", output)
+    source.write_text("int fine;\n")
+    with pytest.raises(CompileError, match="cannot write"):
+        compile_program(source, tmp_path / "absent" / "own.bpf.o")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.bpf.c", "own.bpf.o"]
+
+
+def test_no_clang_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CLANG", raising=False)
+    with pytest.raises(CompileError, match=r"no clang 14 or newer \(apt-get install clang-19\)"):
         find_clang()
