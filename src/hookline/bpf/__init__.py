@@ -29,12 +29,14 @@ from hookline.bpf._link import Link, LinkInfo, refuse_occupied
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._object import Constants, Object
 from hookline.bpf._program import Program, TestRun
+from hookline.bpf._ring import Backlog, Ring
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._system import links, maps, programs, run_statistics
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 __all__ = [
     "AttachType",
+    "Backlog",
     "BpfError",
     "Btf",
     "ClsactFilter",
@@ -51,6 +53,7 @@ __all__ = [
     "ObjectError",
     "Program",
     "ProgramInfo",
+    "Ring",
     "TestRun",
     "VerifierError",
     "ensure_bpffs",

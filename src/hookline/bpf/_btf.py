@@ -13,6 +13,7 @@ one of strings. Sizes, offsets and padding of a dtype are exactly those that the
 
 from __future__ import annotations
 
+import difflib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,6 +215,27 @@ class Btf:
             raise ObjectError(
                 f"the type information (BTF) of {section.name} is damaged", why=str(error)
             ) from None
+
+    def struct(self, name: str) -> np.dtype[Any]:
+        """The dtype of a struct, union or typedef by its C name, such as a ring's record.
+
+        Raises:
+            BpfError: There is none of that name, or it has no dtype, such as one with a bitfield.
+        """
+        kinds = (Kind.STRUCT, Kind.UNION, Kind.TYPEDEF)
+        name = name.removeprefix("struct ")
+        type_id = self.find(name, *kinds)
+        if type_id is None:
+            near = difflib.get_close_matches(name, list(self.named(*kinds)), 1)
+            anchor = f"const struct {name} *unused_{name} __attribute__((unused));"
+            raise BpfError(
+                f"the type information (BTF) has no struct {name!r}",
+                why="the compiler leaves out what no map, function or variable uses",
+                remedy=f"did you mean {near[0]!r}? Else anchor it: {anchor}"
+                if near
+                else f"anchor it: {anchor}",
+            )
+        return self.dtype(type_id, name)
 
     def enums(self) -> dict[str, dict[str, int]]:
         """Every named enum: its members and their values."""

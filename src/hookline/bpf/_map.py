@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from hookline.bpf._btf import Btf, Kind
 from hookline.bpf._codec import canonical, encode, relaid, same_members
 from hookline.bpf._errors import ENOTSUPP, BpfError, MapFull, failure
 from hookline.bpf._syscall import Command, Flag
+
+if TYPE_CHECKING:
+    from hookline.bpf._ring import Ring
 
 __all__ = ["Map", "MapDefinition"]
 
@@ -386,6 +389,30 @@ class Map:
         except OSError as error:
             raise failure(error.errno or 0, f"cannot map the memory of map {self.name!r}") from None
         return np.ndarray((self.max_entries,), self.value_dtype, buffer=memory, strides=(stride,))
+
+    def ring(self, record: str | npt.DTypeLike | None = None, *, lost: Map | None = None) -> Ring:
+        """Read a ring buffer; the reader is the caller's to close, and outlives this handle.
+
+        Args:
+            record: What each record is: a dtype, or the name of a struct in the map's object; None for
+                records of any size.
+            lost: The map whose entry 0 counts lost records.
+
+        Raises:
+            BpfError: The map is no ring buffer, somebody reads it already, or there is no such struct.
+        """
+        from hookline.bpf._ring import Ring
+
+        if isinstance(record, str):
+            btf = self._definition.btf()
+            if btf is None:
+                raise BpfError(
+                    f"map {self.name!r} has no types, so {record!r} is unknown",
+                    why="the kernel keeps none for a ring buffer",
+                    remedy="give a dtype: bpf.Object.open(FILE).btf.struct(NAME)",
+                )
+            record = btf.struct(record)
+        return Ring(self, record, lost=lost)
 
     def freeze(self) -> None:
         """Let user space change nothing any more; programs still can."""

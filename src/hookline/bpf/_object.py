@@ -21,6 +21,7 @@ from hookline.bpf._codec import fill, unknown_name
 from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._program import Program
+from hookline.bpf._ring import Ring
 from hookline.bpf._syscall import AttachType
 
 __all__ = ["Constants", "Object"]
@@ -250,6 +251,21 @@ class Object:
         self._loaded = True
         self._release()
         return self
+
+    def ring(self, name: str, record: str | npt.DTypeLike | None = None, *, lost: str | None = None) -> Ring:
+        """Read a ring buffer of the loaded object; the reader is the caller's to close.
+
+        Args:
+            name: The map.
+            record: The name of the struct that each record is, or a dtype; None for records of any size.
+            lost: The map that counts lost records; ``NAME_lost`` where the object has it.
+
+        Raises:
+            BpfError: There is no such map or struct, the map is no ring buffer, or somebody reads it already.
+        """
+        if lost is None and f"{name}_lost" in self.maps:
+            lost = f"{name}_lost"
+        return self.maps[name].ring(record, lost=self.maps[lost] if lost else None)
 
     def close(self) -> None:
         """Close the programs and maps and free everything; closing twice is no error."""
