@@ -25,6 +25,7 @@ import pytest
 from tests.requirements import is_mounted, missing_for, need, required
 
 RUN = os.environ.setdefault("HOOKLINE_TEST_RUN", f"t{secrets.token_hex(3)}")
+FEATURE_KINDS = ("hook", "map", "ring", "other")
 GRACE_S = 3.0  # for processes that are ending when the last test does
 
 
@@ -53,6 +54,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     group = item.path.parent.name
     if group in ("kernel", "lab"):
         need(group, missing_for(group))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notes in a report (``--junit-xml``) what a test shows of a kernel: ``tools/vm/results.py`` reads it."""
+    for item in items:
+        for marker in item.iter_markers("feature"):
+            kind, name = marker.args
+            if kind not in FEATURE_KINDS:
+                raise pytest.UsageError(
+                    f"{item.nodeid}: a feature is one of {', '.join(FEATURE_KINDS)}, not {kind}"
+                )
+            item.user_properties.append(("feature", f"{kind}: {name}"))
 
 
 @pytest.fixture(scope="session")
