@@ -127,9 +127,9 @@ def test_reading_spans_many_batches(
 ) -> None:
     words = loaded.maps["words_hash"]
     words.write(np.arange(1000), np.arange(1000) * 3)
-    from hookline.bpf import _map
+    from hookline.bpf import _map_batch
 
-    monkeypatch.setattr(_map, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(_map_batch, "_CHUNK_BYTES", 64)
     keys, values = words.read()
     assert len(keys) == 1000
     assert np.array_equal(values, keys.astype(np.uint64) * 3)

@@ -1,0 +1,114 @@
+"""What a map is: its type, sizes and BTF, before the load and as the kernel tells it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hookline.bpf import _syscall
+from hookline.bpf._btf import Btf
+from hookline.bpf._syscall import Command
+
+__all__ = ["MapDefinition", "describe", "kernel_btf"]
+
+
+class _Info(ctypes.Structure):
+    """``struct bpf_map_info``."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("netns_dev", ctypes.c_uint64),
+        ("netns_ino", ctypes.c_uint64),
+        ("btf_id", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+    ]
+
+
+class _BtfInfo(ctypes.Structure):
+    """``struct bpf_btf_info``."""
+
+    _fields_ = [
+        ("btf", ctypes.c_uint64),
+        ("btf_size", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("name", ctypes.c_uint64),
+        ("name_len", ctypes.c_uint32),
+        ("kernel_btf", ctypes.c_uint32),
+    ]
+
+
+@dataclass(frozen=True)
+class MapDefinition:
+    """What a map is, in an object before the load or in the kernel after it.
+
+    Attributes:
+        type: The kernel's name: ``"hash"``, ``"lru_percpu_hash"``, …
+        key_size: In bytes.
+        value_size: In bytes, of one CPU's value for a per-CPU map.
+        max_entries: How many entries it can hold (for a ring buffer, its bytes).
+        flags: ``BPF_F_*`` of the map's creation.
+        id: The kernel's number for it, 0 before the load.
+    """
+
+    name: str
+    type: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    id: int
+    btf: Callable[[], Btf | None]
+    key_type_id: int
+    value_type_id: int
+
+
+def describe(fd: int) -> MapDefinition:
+    """What the kernel says of a map; its BTF is read when it is asked for."""
+    info = _Info()
+    _syscall.info(fd, info, "a map")
+    btf_id = info.btf_id
+
+    def types() -> Btf | None:
+        return kernel_btf(btf_id) if btf_id else None
+
+    return MapDefinition(
+        name=info.name.decode(errors="replace"),
+        type=_syscall.name_of(_syscall.MAP_TYPES, info.type),
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.map_flags,
+        id=info.id,
+        btf=types,
+        key_type_id=info.btf_key_type_id,
+        value_type_id=info.btf_value_type_id,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def kernel_btf(btf_id: int) -> Btf:
+    """The types that were loaded into the kernel under a number (needs CAP_SYS_ADMIN)."""
+    fd = _syscall.fd_by_id(Command.BTF_GET_FD_BY_ID, btf_id, "BTF")
+    try:
+        info = _BtfInfo()
+        _syscall.info(fd, info, "BTF")
+        data = ctypes.create_string_buffer(info.btf_size)
+        info = _BtfInfo(btf=_syscall.address(data), btf_size=len(data))
+        _syscall.info(fd, info, "BTF")
+    finally:
+        os.close(fd)
+    return Btf(data.raw)
