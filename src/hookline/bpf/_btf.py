@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -76,7 +76,7 @@ _INT_SIGNED, _INT_BOOL = 1, 4
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a struct or union, or a variable of a data section.
+    """A member of a struct or union, a variable of a data section, or a parameter of a function.
 
     Attributes:
         offset: In bits for members, in bytes for variables.
@@ -96,7 +96,7 @@ class Type:
     Attributes:
         size: In bytes, where the kind has one.
         target: The type that this one refers to, such as an array's element, else 0.
-        members: Of structs, unions and data sections.
+        members: Of structs, unions and data sections; a function's parameters (a type of 0 ends an open list).
         values: Of enums.
         count: An array's length.
         signed: Of integers and enums.
@@ -121,14 +121,21 @@ class Btf:
 
     Args:
         data: The bytes of a ``.BTF`` section.
+        base: The types that these continue: a kernel module's go on from the kernel's.
 
     Raises:
         ObjectError: The bytes are not BTF, or are damaged.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, base: Btf | None = None) -> None:
+        self._texts = b""
+        self._base = base
         try:
-            self._types = list(_parse(data))
+            self._texts, types = _sections(data)
+            self._types: list[Type] = [
+                *(base._types if base else ()),
+                *_parse(types, self._text, first=base is None),
+            ]
         except (struct.error, ValueError, IndexError) as error:
             raise ObjectError(
                 "the type information (BTF) is damaged",
@@ -136,6 +143,24 @@ class Btf:
                 remedy="compile again with clang -g -target bpf",
             ) from None
         self._dtypes: dict[int, np.dtype[Any]] = {}
+
+    @classmethod
+    def vmlinux(cls) -> Btf:
+        """The kernel's own types, read once (about a second).
+
+        Raises:
+            FeatureMissing: The kernel was built without them.
+        """
+        from hookline.bpf import _types
+
+        return _types.vmlinux()
+
+    @classmethod
+    def from_id(cls, btf_id: int) -> Btf:
+        """The types that the kernel holds under a number (needs CAP_SYS_ADMIN)."""
+        from hookline.bpf import _types
+
+        return _types.by_id(btf_id)
 
     def __len__(self) -> int:
         return len(self._types)
@@ -245,6 +270,64 @@ class Btf:
             if found.name and found.kind in (Kind.ENUM, Kind.ENUM64)
         }
 
+    def text(self, offset: int) -> str:
+        """A string by its place, as line information names source lines; empty where there is none."""
+        try:
+            return self._text(offset)
+        except ValueError:
+            return ""
+
+    def c_name(self, type_id: int) -> str:
+        """A type as C and bpftool write it: ``struct xdp_md *``; a function with its parameters."""
+        return self._spelt(type_id, 0).rstrip()
+
+    def _text(self, offset: int) -> str:
+        if self._base is not None:
+            below = self._base._text_size()
+            if offset < below:
+                return self._base._text(offset)
+            offset -= below
+        if offset >= len(self._texts):
+            raise ValueError("a name lies outside the strings")
+        return self._texts[offset : self._texts.index(0, offset)].decode("utf-8", "replace")
+
+    def _text_size(self) -> int:
+        return len(self._texts) + (self._base._text_size() if self._base else 0)
+
+    def _spelt(self, type_id: int, depth: int) -> str:
+        found = self[type_id]
+        if depth > 16:
+            return "... "
+        match found.kind:
+            case Kind.PTR:
+                return self._spelt(found.target, depth + 1) + "* "
+            case Kind.CONST | Kind.VOLATILE | Kind.RESTRICT:
+                return f"{found.kind.name.lower()} " + self._spelt(found.target, depth + 1)
+            case Kind.TYPE_TAG:
+                return self._spelt(found.target, depth + 1)
+            case Kind.ARRAY:
+                return self._spelt(found.target, depth + 1) + f"[{found.count}]"
+            case Kind.STRUCT | Kind.FWD:
+                return f"struct {found.name} "
+            case Kind.UNION:
+                return f"union {found.name} "
+            case Kind.ENUM | Kind.ENUM64:
+                return f"enum {found.name} "
+            case Kind.FUNC:
+                return self._signature(found.target, found.name, depth)
+            case Kind.FUNC_PROTO:
+                return self._signature(type_id, "", depth)
+            case _:
+                return f"{found.name} "
+
+    def _signature(self, type_id: int, name: str, depth: int) -> str:
+        prototype = self[type_id]
+        parameters = [
+            (self._spelt(one.type_id, depth + 1) + one.name).rstrip() if one.type_id else "..."
+            for one in prototype.members
+        ]
+        return f"{self._spelt(prototype.target, depth + 1)}{name}({', '.join(parameters)})"
+
     def _build(self, type_id: int, where: str, depth: int) -> np.dtype[Any]:
         if depth > 64:
             raise ObjectError("the type information (BTF) is damaged", why=f"{where} contains itself")
@@ -331,8 +414,8 @@ def _bitfield(where: str) -> BpfError:
     )
 
 
-def _parse(data: bytes) -> Iterator[Type]:
-    """Yield every type by its number, beginning with number 0, void."""
+def _sections(data: bytes) -> tuple[bytes, bytes]:
+    """The strings and the types."""
     magic, version, _, header, type_offset, type_length, text_offset, text_length = _HEADER.unpack_from(data)
     if magic != _MAGIC or version != 1:
         raise ValueError(f"magic {magic:#x}, version {version}")
@@ -340,15 +423,15 @@ def _parse(data: bytes) -> Iterator[Type]:
     texts = data[header + text_offset : header + text_offset + text_length]
     if len(types) != type_length or len(texts) != text_length or not texts or texts[-1]:
         raise ValueError("a section ends beyond the data")
+    return texts, types
 
-    def text(offset: int) -> str:
-        if offset >= text_length:
-            raise ValueError("a name lies outside the strings")
-        return texts[offset : texts.index(0, offset)].decode("utf-8", "replace")
 
-    yield Type(Kind.VOID, "void")
+def _parse(types: bytes, text: Callable[[int], str], *, first: bool) -> Iterator[Type]:
+    """Yield every type by its number, beginning with number 0, void, where these are the first."""
+    if first:
+        yield Type(Kind.VOID, "void")
     place = 0
-    while place < type_length:
+    while place < len(types):
         name, info, size = _TYPE.unpack_from(types, place)
         place += _TYPE.size
         kind = Kind(info >> 24 & 0x1F)
@@ -398,6 +481,9 @@ def _type(kind: Kind, name: str, flag: bool, size: int, extra: bytes, text: Any)
                 Member("", target, offset, length) for target, offset, length in _MEMBER.iter_unpack(extra)
             )
             return Type(kind, name, size=size, members=members)
+        case Kind.FUNC_PROTO:
+            members = tuple(Member(text(n), target, 0, 0) for n, target in struct.iter_unpack("<II", extra))
+            return Type(kind, name, target=size, members=members)
         case Kind.FLOAT:
             return Type(kind, name, size=size)
         case _:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from hookline.bpf import _syscall
+from hookline.bpf._errors import BpfError
 
-__all__ = ["ProgramInfo", "describe"]
+__all__ = ["Info", "ProgramInfo", "describe"]
 
 
-class _Info(ctypes.Structure):
+class Info(ctypes.Structure):
     """``struct bpf_prog_info``."""
 
     _fields_ = [
@@ -73,6 +77,15 @@ class ProgramInfo:
         loaded_at: When it was loaded, in seconds since 1970.
         run_time_ns: Time spent in it while run-time statistics were on (`run_statistics`).
         run_count: Runs counted in that time.
+        recursion_misses: Runs that were left out since the program ran on that CPU already.
+        uid: The user that loaded it.
+        gpl_compatible: Whether its licence opens the kernel's GPL-only helpers to it.
+        btf_id: The kernel's number for its types, 0 where it came without.
+        function_count: How many functions it has, its own among them.
+        memory_bytes: The memory that the kernel accounts to it.
+        attach_btf_object_id: Whose type its target is (`attach_target`), 0 for the kernel's own or none.
+        attach_btf_id: The number of that type, 0 for programs without a target.
+        bound_interface: The index of the device it was loaded for (offload), else 0.
     """
 
     id: int
@@ -86,16 +99,41 @@ class ProgramInfo:
     loaded_at: float
     run_time_ns: int
     run_count: int
+    recursion_misses: int
+    uid: int
+    gpl_compatible: bool
+    btf_id: int
+    function_count: int
+    memory_bytes: int
+    attach_btf_object_id: int
+    attach_btf_id: int
+    bound_interface: int
+
+    @functools.cached_property
+    def attach_target(self) -> str:
+        """The kernel function or tracepoint that a tracing, LSM or extension program was loaded for, else empty.
+
+        It is looked up in the kernel's types (about 0.1 s).
+        """
+        from hookline.bpf import _types
+
+        if not self.attach_btf_id:
+            return ""
+        try:
+            found = _types.names(self.attach_btf_object_id, [self.attach_btf_id])
+        except BpfError:
+            return ""
+        return found.get(self.attach_btf_id, "")
 
 
 def describe(fd: int) -> ProgramInfo:
     """What the kernel says of a program's descriptor."""
-    info = _Info()
+    info = Info()
     _syscall.info(fd, info, "a program")
     maps: tuple[int, ...] = ()
     if info.nr_map_ids:
         numbers = (ctypes.c_uint32 * info.nr_map_ids)()
-        again = _Info(nr_map_ids=len(numbers), map_ids=ctypes.addressof(numbers))
+        again = Info(nr_map_ids=len(numbers), map_ids=ctypes.addressof(numbers))
         _syscall.info(fd, again, "a program")
         maps = tuple(numbers[: again.nr_map_ids])
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -111,4 +149,18 @@ def describe(fd: int) -> ProgramInfo:
         loaded_at=booted + info.load_time / 1e9,
         run_time_ns=info.run_time_ns,
         run_count=info.run_cnt,
+        recursion_misses=info.recursion_misses,
+        uid=info.created_by_uid,
+        gpl_compatible=bool(info.gpl_compatible & 1),
+        btf_id=info.btf_id,
+        function_count=max(info.nr_func_info, info.nr_jited_ksyms, 1),
+        memory_bytes=_memory(fd),
+        attach_btf_object_id=info.attach_btf_obj_id,
+        attach_btf_id=info.attach_btf_id,
+        bound_interface=info.ifindex,
     )
+
+
+def _memory(fd: int) -> int:
+    found = re.search(r"^memlock:\s*(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hookline.bpf import _syscall
+from hookline.bpf import _syscall, _types
 from hookline.bpf._btf import Btf
-from hookline.bpf._syscall import Command
 
-__all__ = ["MapDefinition", "describe", "kernel_btf"]
+__all__ = ["MapDefinition", "describe"]
 
 
 class _Info(ctypes.Structure):
@@ -38,19 +35,6 @@ class _Info(ctypes.Structure):
     ]
 
 
-class _BtfInfo(ctypes.Structure):
-    """``struct bpf_btf_info``."""
-
-    _fields_ = [
-        ("btf", ctypes.c_uint64),
-        ("btf_size", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("name", ctypes.c_uint64),
-        ("name_len", ctypes.c_uint32),
-        ("kernel_btf", ctypes.c_uint32),
-    ]
-
-
 @dataclass(frozen=True)
 class MapDefinition:
     """What a map is, in an object before the load or in the kernel after it.
@@ -62,6 +46,7 @@ class MapDefinition:
         max_entries: How many entries it can hold (for a ring buffer, its bytes).
         flags: ``BPF_F_*`` of the map's creation.
         id: The kernel's number for it, 0 before the load.
+        btf_id: The kernel's number for its types, 0 before the load or where it came without.
     """
 
     name: str
@@ -74,6 +59,7 @@ class MapDefinition:
     btf: Callable[[], Btf | None]
     key_type_id: int
     value_type_id: int
+    btf_id: int = 0
 
 
 def describe(fd: int) -> MapDefinition:
@@ -83,7 +69,7 @@ def describe(fd: int) -> MapDefinition:
     btf_id = info.btf_id
 
     def types() -> Btf | None:
-        return kernel_btf(btf_id) if btf_id else None
+        return _types.by_id(btf_id) if btf_id else None
 
     return MapDefinition(
         name=info.name.decode(errors="replace"),
@@ -96,19 +82,5 @@ def describe(fd: int) -> MapDefinition:
         btf=types,
         key_type_id=info.btf_key_type_id,
         value_type_id=info.btf_value_type_id,
+        btf_id=btf_id,
     )
-
-
-@functools.lru_cache(maxsize=32)
-def kernel_btf(btf_id: int) -> Btf:
-    """The types that were loaded into the kernel under a number (needs CAP_SYS_ADMIN)."""
-    fd = _syscall.fd_by_id(Command.BTF_GET_FD_BY_ID, btf_id, "BTF")
-    try:
-        info = _BtfInfo()
-        _syscall.info(fd, info, "BTF")
-        data = ctypes.create_string_buffer(info.btf_size)
-        info = _BtfInfo(btf=_syscall.address(data), btf_size=len(data))
-        _syscall.info(fd, info, "BTF")
-    finally:
-        os.close(fd)
-    return Btf(data.raw)

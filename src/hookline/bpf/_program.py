@@ -19,6 +19,7 @@ from hookline.bpf._syscall import AttachType, Command, Flag
 
 if TYPE_CHECKING:
     from hookline.bpf._clsact import ClsactFilter
+    from hookline.bpf._code import Jited, Xlated
 
 __all__ = ["Program", "TestRun"]
 
@@ -125,6 +126,29 @@ class Program:
     def info(self) -> ProgramInfo:
         """What the kernel says of it now."""
         return describe(self.fd)
+
+    # Its code
+
+    def xlated(self) -> Xlated:
+        """The instructions as the verifier left them, with functions and source lines; ``str()`` is a listing.
+
+        Raises:
+            NotPermitted: CAP_BPF, CAP_PERFMON or CAP_SYSLOG is missing.
+        """
+        from hookline.bpf import _code
+
+        return _code.xlated(self.fd, self.name)
+
+    def jited(self) -> Jited:
+        """The machine code, function by function; ``str()`` is a listing (needs the extra ``disassembly``).
+
+        Raises:
+            NotPermitted: CAP_BPF, CAP_PERFMON or CAP_SYSLOG is missing.
+            BpfError: The program is interpreted: the just-in-time compiler is off.
+        """
+        from hookline.bpf import _code
+
+        return _code.jited(self.fd, self.name)
 
     # Onto a hook
 
