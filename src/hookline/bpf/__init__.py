@@ -11,6 +11,10 @@ Types come from BTF: keys and values are NumPy's, with the layout that the C com
 the caller's: attach calls act in the calling thread's network namespace. Errors are all `BpfError`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from hookline.bpf import features, pin
 from hookline.bpf._btf import Btf
 from hookline.bpf._clsact import ClsactFilter
@@ -31,20 +35,36 @@ from hookline.bpf._object import Constants, Object
 from hookline.bpf._program import Program, TestRun
 from hookline.bpf._ring import Backlog, Ring
 from hookline.bpf._syscall import AttachType, possible_cpus
-from hookline.bpf._system import links, maps, programs, run_statistics
+from hookline.bpf._system import btfs, links, maps, programs, run_statistics
+from hookline.bpf._types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
+
+if TYPE_CHECKING:
+    from hookline.bpf._attachments import Attachment, attachments
+    from hookline.bpf._code import Function, Jited, MachineFunction, MachineInstruction, SourceLine, Xlated
+    from hookline.bpf._disassemble import Instruction, disassemble
+    from hookline.bpf._holders import Holder, holders, pinned
+    from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
 
 __all__ = [
     "AttachType",
+    "Attachment",
     "Backlog",
     "BpfError",
     "Btf",
+    "BtfInfo",
     "ClsactFilter",
     "Constants",
     "FeatureMissing",
+    "Function",
+    "Holder",
+    "Instruction",
+    "Jited",
     "Link",
     "LinkChanged",
     "LinkInfo",
+    "MachineFunction",
+    "MachineInstruction",
     "Map",
     "MapDefinition",
     "MapFull",
@@ -54,17 +74,55 @@ __all__ = [
     "Program",
     "ProgramInfo",
     "Ring",
+    "SourceLine",
     "TestRun",
+    "TraceLine",
+    "TracePipe",
     "VerifierError",
+    "Xlated",
+    "attachments",
+    "btfs",
+    "disassemble",
     "ensure_bpffs",
     "ensure_tracefs",
     "features",
+    "holders",
     "lacking",
     "links",
     "maps",
     "pin",
+    "pinned",
     "possible_cpus",
     "programs",
     "refuse_occupied",
     "run_statistics",
+    "trace_pipe",
 ]
+
+# What looks into the whole system is imported when it is first named.
+_LATER = {
+    "Attachment": "_attachments",
+    "attachments": "_attachments",
+    "Function": "_code",
+    "Jited": "_code",
+    "MachineFunction": "_code",
+    "MachineInstruction": "_code",
+    "SourceLine": "_code",
+    "Xlated": "_code",
+    "Instruction": "_disassemble",
+    "disassemble": "_disassemble",
+    "Holder": "_holders",
+    "holders": "_holders",
+    "pinned": "_holders",
+    "TraceLine": "_trace_pipe",
+    "TracePipe": "_trace_pipe",
+    "trace_pipe": "_trace_pipe",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -318,18 +318,26 @@ def _filters(netlink: Any, index: int, direction: Direction) -> list[dict[str, A
     """The eBPF filters of one direction: handle, priority, program id and name."""
     found = []
     for message in netlink.get_filters(index, parent=_PARENT[direction]):
-        options = message.get_attr("TCA_OPTIONS")
-        if message.get_attr("TCA_KIND") != "bpf" or not message["handle"] or options is None:
+        number = filter_program(message)
+        if number is None:
             continue
         found.append(
             {
                 "handle": message["handle"],
                 "priority": message["info"] >> 16,
-                "id": _program_id(options),
-                "name": options.get_attr("TCA_BPF_NAME") or "",
+                "id": number,
+                "name": message.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME") or "",
             }
         )
     return found
+
+
+def filter_program(message: Any) -> int | None:
+    """The program of a filter that netlink listed; None where it is no eBPF filter."""
+    options = message.get_attr("TCA_OPTIONS")
+    if message.get_attr("TCA_KIND") != "bpf" or not message["handle"] or options is None:
+        return None
+    return _program_id(options)
 
 
 def _program_id(options: Any) -> int:

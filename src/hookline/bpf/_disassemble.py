@@ -222,7 +222,7 @@ def _jump(one: Instruction, called: Called) -> str:
         return f"may_goto pc{one.offset:+d}"
     letter = "w" if short else "r"
     other = f"{letter}{one.source}" if one.code & _X else f"{one.immediate & 0xFFFFFFFF:#x}"
-    return f"if {letter}{one.destination} {_COMPARISONS[operation]} {other} goto pc{one.offset:+d}"
+    return f"if {letter}{one.destination} {_COMPARISONS.get(operation, '?')} {other} goto pc{one.offset:+d}"
 
 
 def _store(one: Instruction) -> str:

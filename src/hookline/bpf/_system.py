@@ -9,31 +9,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hookline.bpf import _info, _link, _map, _syscall
+from hookline.bpf import _info, _link, _map, _syscall, _types
 from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._info import ProgramInfo
 from hookline.bpf._link import LinkInfo
 from hookline.bpf._map import MapDefinition
 from hookline.bpf._syscall import Command
+from hookline.bpf._types import BtfInfo
 
-__all__ = ["links", "maps", "program_name", "programs", "run_statistics"]
+__all__ = ["btfs", "every", "links", "maps", "program_name", "programs", "run_statistics"]
 
 _Described = TypeVar("_Described")
 
 
 def programs() -> Iterator[ProgramInfo]:
     """Every program in the kernel."""
-    return _all(Command.PROG_GET_NEXT_ID, Command.PROG_GET_FD_BY_ID, "a program", _info.describe)
+    return every(Command.PROG_GET_NEXT_ID, Command.PROG_GET_FD_BY_ID, "a program", _info.describe)
 
 
 def maps() -> Iterator[MapDefinition]:
     """Every map in the kernel."""
-    return _all(Command.MAP_GET_NEXT_ID, Command.MAP_GET_FD_BY_ID, "a map", _map.describe)
+    return every(Command.MAP_GET_NEXT_ID, Command.MAP_GET_FD_BY_ID, "a map", _map.describe)
 
 
 def links() -> Iterator[LinkInfo]:
     """Every link in the kernel."""
-    return _all(Command.LINK_GET_NEXT_ID, Command.LINK_GET_FD_BY_ID, "a link", _link.describe)
+    return every(Command.LINK_GET_NEXT_ID, Command.LINK_GET_FD_BY_ID, "a link", _link.describe)
+
+
+def btfs() -> Iterator[BtfInfo]:
+    """Every set of types in the kernel: its own, its modules', and those that came with programs and maps."""
+    return every(Command.BTF_GET_NEXT_ID, Command.BTF_GET_FD_BY_ID, "BTF", _types.describe)
 
 
 def program_name(program_id: int) -> str:
@@ -64,9 +70,10 @@ def run_statistics() -> Iterator[None]:
         os.close(fd)
 
 
-def _all(
+def every(
     following: Command, opening: Command, what: str, describe: Callable[[int], _Described]
 ) -> Iterator[_Described]:
+    """Every object of one kind, described; what goes away meanwhile is left out."""
     number = 0
     while True:
         attr = _syscall.attributes("III", number, 0, 0)
