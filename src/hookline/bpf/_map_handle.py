@@ -228,6 +228,7 @@ class MapHandle:
             before.btf,
             before.key_type_id,
             before.value_type_id,
+            now.btf_id,
         )
         self._fd = fd
 
