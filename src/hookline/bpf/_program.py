@@ -28,6 +28,10 @@ _SKB_CONTEXT_SIZE = 192
 _SKB_INGRESS_IFINDEX, _SKB_IFINDEX = 36, 40
 # A program may grow a packet by this much before the answer has to be asked for again.
 _GROWTH = 1024
+# Trial runs without a packet: those that only return a value, and those that also give their context back.
+_VALUE_ONLY = {"syscall", "raw_tracepoint", "raw_tracepoint_writable", "tracing"}
+_CONTEXT_ONLY = {"sk_lookup"}
+_SHORTEST = {"netfilter": 20}
 
 
 @dataclass(frozen=True)
@@ -280,10 +284,10 @@ class Program:
         With `repeat` above 1 the program meets its own output again; `TestRun.duration_ns` is the mean.
 
         Args:
-            data: The packet from layer 2 on, at least 14 bytes (a socket filter then sees it from layer 3).
-                Empty for syscall and raw tracepoint programs.
-            context: The raw context: ``struct xdp_md``, ``struct __sk_buff``, a syscall program's own, or a
-                raw tracepoint's arguments, 8 bytes each.
+            data: The packet from layer 2 on, at least 14 bytes (a socket filter then sees it from layer 3); for
+                netfilter programs from layer 3 on. None for syscall, raw tracepoint, tracing and sk_lookup programs.
+            context: The raw context: ``struct xdp_md``, ``struct __sk_buff``, ``struct bpf_sk_lookup``, a syscall
+                program's own, or a raw tracepoint's arguments, 8 bytes each.
             ingress: The interface that the packet comes in by; makes the context for XDP and TC programs.
             egress: The interface that the packet leaves by; makes the context for TC programs.
             repeat: How often to run it.
@@ -296,14 +300,19 @@ class Program:
         """
         if context is None and (ingress is not None or egress is not None):
             context = self._context(len(data), ingress, egress)
-        plain = self.type in ("syscall", "raw_tracepoint", "raw_tracepoint_writable", "tracing")
+        self._check_run(data, live_frames=live_frames, cpu=cpu)
+        plain = self.type in _VALUE_ONLY
         flags = Flag.TEST_XDP_LIVE_FRAMES if live_frames else 0
         if cpu is not None:
             flags |= 1
-        answer = not (plain or live_frames)
+        answer = not (plain or live_frames or self.type in _CONTEXT_ONLY)
         source = ctypes.create_string_buffer(data, len(data)) if data else None
         before = ctypes.create_string_buffer(context, len(context)) if context is not None else None
-        after = ctypes.create_string_buffer(len(context)) if context is not None and answer else None
+        after = (
+            ctypes.create_string_buffer(len(context))
+            if context is not None and not (plain or live_frames)
+            else None
+        )
         room = len(data) + _GROWTH
         while True:
             target = ctypes.create_string_buffer(room) if answer else None
@@ -359,10 +368,31 @@ class Program:
             remedy="give ingress to XDP and TC programs, egress to TC programs, or context",
         )
 
+    def _check_run(self, data: bytes, *, live_frames: bool, cpu: int | None) -> None:
+        """Refuse what the kernel would refuse without a reason."""
+        why = ""
+        if data and self.type in _VALUE_ONLY | _CONTEXT_ONLY:
+            why = f"{self.type} programs have no packet: give it a context"
+        elif live_frames and self.type != "xdp":
+            why = f"live frames are XDP's, and it is of type {self.type}"
+        elif cpu is not None and self.type not in ("raw_tracepoint", "raw_tracepoint_writable"):
+            why = f"only raw tracepoint programs run on a CPU of choice, and it is of type {self.type}"
+        if why:
+            raise BpfError(f"cannot run program {self.name!r} on trial", errno=errnos.EINVAL, why=why)
+
     def _run_failure(self, errno: int, data: bytes) -> BpfError:
         what = f"cannot run program {self.name!r} on trial"
-        if errno == errnos.EINVAL and 0 < len(data) < 14:
-            return BpfError(what, errno=errno, why=f"a packet has at least 14 bytes, {len(data)} were given")
+        shortest = _SHORTEST.get(self.type, 0 if self.type in _VALUE_ONLY | _CONTEXT_ONLY else 14)
+        if errno == errnos.EINVAL and len(data) < shortest:
+            return BpfError(
+                what, errno=errno, why=f"a packet has at least {shortest} bytes, {len(data)} were given"
+            )
+        if errno == errnos.EINVAL and self.type in _CONTEXT_ONLY:
+            return BpfError(
+                what, errno=errno, why="it needs its whole context, and the kernel refused this one"
+            )
+        if errno == errnos.ENXIO:
+            return BpfError(what, errno=errno, why="there is no such CPU, or it is offline")
         if errno in (errnos.EOPNOTSUPP, 524):
             return BpfError(what, errno=errno, why=f"the kernel has no trial runs for {self.type} programs")
         return failure(errno, what, capability="CAP_BPF CAP_NET_ADMIN")

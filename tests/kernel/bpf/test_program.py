@@ -8,6 +8,8 @@ import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,75 @@ def test_programs_without_packets(loaded: bpf.Object) -> None:
     assert loaded.programs["on_switch"].test_run(context=struct.pack("=4Q", 7, 0, 0, 0)).verdict == 1
     assert loaded.programs["on_switch"].test_run(context=bytes(32), cpu=0).verdict == 0
     assert loaded.programs["whole"].test_run(PACKET).verdict == 50
+
+
+OTHERS = """
+#include "types.h"
+struct bpf_sk_lookup {
+	__u64 cookie;
+	__u32 family, protocol, remote_ip4, remote_ip6[4];
+	__be16 remote_port;
+	__u16 zero;
+	__u32 local_ip4, local_ip6[4], local_port, ingress_ifindex;
+};
+SEC("sk_lookup") int look(struct bpf_sk_lookup *ctx)
+{
+	return ctx->local_port == 80;
+}
+SEC("flow_dissector") int dissect(struct __sk_buff *skb)
+{
+	return 0;
+}
+SEC("cgroup_skb/ingress") int long_enough(struct __sk_buff *skb)
+{
+	return skb->len > 60;
+}
+SEC("lwt_in") int length(struct __sk_buff *skb)
+{
+	return skb->len;
+}
+SEC("raw_tp/sched_switch") int where(__u64 *ctx)
+{
+	return bpf_get_smp_processor_id() + 100;
+}
+SEC("sk_msg") int none(void *ctx)
+{
+	return 1;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def test_other_kinds_run_on_trial(compiled: Callable[..., Path]) -> None:
+    ethernet = bytes(12) + b"\x08\x00"
+    with bpf.Object.open(compiled(OTHERS)) as obj:
+        programs = obj.load().programs
+        for port, verdict in ((80, 1), (81, 0)):
+            lookup = struct.pack("=QIII16xHHI16xII", 0, 2, 6, 0, 0, 0, 0, port, 0).ljust(72, b"\0")
+            run = programs["look"].test_run(context=lookup, repeat=10)
+            assert (run.verdict, run.data) == (verdict, b"")
+            assert run.context == lookup
+        assert (
+            len(programs["dissect"].test_run(ethernet + b"\x45" + bytes(60)).data) == 56
+        )  # struct bpf_flow_keys
+        for size in (60, 61):
+            assert programs["long_enough"].test_run(ethernet + b"\x45" + bytes(size - 1)).verdict == (
+                size > 60
+            )
+        assert programs["length"].test_run(ethernet + b"\x45" + bytes(80), repeat=5).verdict == 81
+        for cpu in range(os.cpu_count() or 1):
+            assert programs["where"].test_run(cpu=cpu).verdict == 100 + cpu
+        for name, arguments, said in (
+            ("look", {"data": ethernet}, "sk_lookup programs have no packet: give it a context"),
+            ("look", {}, "needs its whole context"),
+            ("length", {"cpu": 0}, "only raw tracepoint programs run on a CPU of choice"),
+            ("length", {"data": ethernet, "live_frames": True}, "live frames are XDP's"),
+            ("length", {}, "at least 14 bytes, 0 were given"),
+            ("where", {"cpu": 100_000}, "no such CPU"),
+            ("none", {"data": ethernet}, "no trial runs for sk_msg programs"),
+        ):
+            with pytest.raises(bpf.BpfError, match=said):
+                programs[name].test_run(**arguments)
 
 
 def test_bad_trial_runs(loaded: bpf.Object) -> None:
