@@ -27,6 +27,7 @@ __all__ = [
     "ObjectError",
     "VerifierError",
     "failure",
+    "in_user_namespace",
     "lacking",
 ]
 
@@ -188,7 +189,7 @@ def _refusal(missing: list[str]) -> tuple[str, str]:
             flags = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
             return why, f"start the container with {flags}, or with --privileged"
         return why, "run it as root, for example with sudo"
-    if _in_user_namespace():
+    if in_user_namespace():
         return (
             "the process is root in a user namespace only, and eBPF needs it in the first one",
             "run it in the host's user namespace: rootful containers, --userns=host",
@@ -210,7 +211,8 @@ def _in_container() -> bool:
         return False
 
 
-def _in_user_namespace() -> bool:
+def in_user_namespace() -> bool:
+    """Whether this process's root is only a user namespace's, to which the kernel gives no eBPF."""
     try:
         return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
     except OSError:

@@ -118,6 +118,7 @@ def _declare(found: Any) -> None:
         "bpf_map__is_internal": (ctypes.c_bool, [pointer]),
         "bpf_map__initial_value": (pointer, [pointer, ctypes.POINTER(size)]),
         "bpf_map__reuse_fd": (number, [pointer, number]),
+        "libbpf_find_vmlinux_btf_id": (number, [text, number]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(found, name)

@@ -499,7 +499,7 @@ def test_xdp_exceptions_are_seen(loaded: bpf.Object, compiled: Callable[..., Pat
 
 
 def test_probes_change_nothing_and_are_cached(links_before: set[int]) -> None:
-    features.tcx.cache_clear()
+    features.forget()
     found = features.tcx()
     assert found is features.tcx()
     assert found.answer is not features.Answer.UNKNOWN
