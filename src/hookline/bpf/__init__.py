@@ -40,15 +40,14 @@ from hookline.bpf._types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
-    from hookline.bpf._attachments import Attachment, attachments
     from hookline.bpf._code import Function, Jited, MachineFunction, MachineInstruction, SourceLine, Xlated
     from hookline.bpf._disassemble import Instruction, disassemble
     from hookline.bpf._holders import Holder, holders, pinned
+    from hookline.bpf._placements import Placement, placements
     from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
 
 __all__ = [
     "AttachType",
-    "Attachment",
     "Backlog",
     "BpfError",
     "Btf",
@@ -71,6 +70,7 @@ __all__ = [
     "NotPermitted",
     "Object",
     "ObjectError",
+    "Placement",
     "Program",
     "ProgramInfo",
     "Ring",
@@ -80,7 +80,6 @@ __all__ = [
     "TracePipe",
     "VerifierError",
     "Xlated",
-    "attachments",
     "btfs",
     "disassemble",
     "ensure_bpffs",
@@ -92,6 +91,7 @@ __all__ = [
     "maps",
     "pin",
     "pinned",
+    "placements",
     "possible_cpus",
     "programs",
     "refuse_occupied",
@@ -101,8 +101,8 @@ __all__ = [
 
 # What looks into the whole system is imported when it is first named.
 _LATER = {
-    "Attachment": "_attachments",
-    "attachments": "_attachments",
+    "Placement": "_placements",
+    "placements": "_placements",
     "Function": "_code",
     "Jited": "_code",
     "MachineFunction": "_code",

@@ -30,8 +30,8 @@ def bpftool(*words: str) -> Any:
     )
 
 
-def of(program: bpf.Program, namespace: str | None = None) -> list[bpf.Attachment]:
-    found = [one for one in bpf.attachments() if one.program_id == program.id]
+def of(program: bpf.Program, namespace: str | None = None) -> list[bpf.Placement]:
+    found = [one for one in bpf.placements() if one.program_id == program.id]
     return [one for one in found if namespace is None or one.namespace == namespace]
 
 
@@ -112,12 +112,12 @@ def test_links_are_found_on_their_hooks(loaded: bpf.Object, wire: Wire) -> None:
         assert found["xdp:near:native"].link_id == native.id
     with programs["on_exception"].attach_raw_tracepoint("xdp_exception") as link:
         assert of(programs["on_exception"]) == [
-            bpf.Attachment(link.info.program_id, "raw_tracepoint", "xdp_exception", link_id=link.id)
+            bpf.Placement(link.info.program_id, "raw_tracepoint", "xdp_exception", link_id=link.id)
         ]
     # From another namespace, the same has that namespace's name.
     with programs["xdp_drop"].attach_xdp("near"):
 
-        def look() -> list[bpf.Attachment]:
+        def look() -> list[bpf.Placement]:
             with elsewhere():
                 return of(programs["xdp_drop"])
 

@@ -22,7 +22,7 @@ from hookline.bpf import _syscall, _system, _types
 from hookline.bpf._errors import BpfError
 from hookline.bpf._syscall import Command
 
-__all__ = ["Attachment", "attach_name", "attachments"]
+__all__ = ["Placement", "attach_name", "placements"]
 
 # ``enum bpf_attach_type``: the kernel's names, the position is the number.
 ATTACH_TYPES = [
@@ -104,7 +104,7 @@ _SPACE = 256
 
 
 @dataclass(frozen=True)
-class Attachment:
+class Placement:
     """A program on a hook.
 
     Attributes:
@@ -130,7 +130,7 @@ class Attachment:
         return f"{words} @{self.namespace}" if self.namespace else words
 
 
-def attachments() -> list[Attachment]:
+def placements() -> list[Placement]:
     """Every attached program that can be found, with its place. Needs CAP_SYS_ADMIN.
 
     Socket filters cannot be found: the kernel does not tell. Network namespaces that no process is in and that have no name
@@ -139,7 +139,7 @@ def attachments() -> list[Attachment]:
     Raises:
         NotPermitted: CAP_SYS_ADMIN is missing.
     """
-    found: list[Attachment] = []
+    found: list[Placement] = []
     held = _Links()
     for label, path in _namespaces():
         found += _inside(path, functools.partial(_interfaces, label, held))
@@ -230,7 +230,7 @@ def _read(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
     _syscall.checked(Command.OBJ_GET_INFO_BY_FD, attr, "cannot read the kernel's description of a link")
 
 
-def _described(link: _Link, cgroups: dict[int, Path]) -> Attachment:
+def _described(link: _Link, cgroups: dict[int, Path]) -> Placement:
     hook, target, detail, namespace = link.type, link.name, "", ""
     match link.type:
         case "xdp" | "tcx" | "netkit":
@@ -263,7 +263,7 @@ def _described(link: _Link, cgroups: dict[int, Path]) -> Attachment:
             target = f"map {link.number(0)}"
         case "sockmap":
             target, detail = f"map {link.number(0)}", attach_name(link.number(4))
-    return Attachment(link.program_id, hook, target, detail, namespace, link.id)
+    return Placement(link.program_id, hook, target, detail, namespace, link.id)
 
 
 def _target(object_id: int, type_id: int) -> str:
@@ -301,11 +301,11 @@ def _namespace_label(number: int) -> str:
     return f"net:[{number}]"
 
 
-def _inside(path: Path | None, look: Callable[[], list[Attachment]]) -> list[Attachment]:
+def _inside(path: Path | None, look: Callable[[], list[Placement]]) -> list[Placement]:
     """What a function finds inside a network namespace; nothing where that is gone meanwhile."""
     if path is None:
         return look()
-    found: list[Attachment] = []
+    found: list[Placement] = []
     failed: list[BaseException] = []
 
     def run() -> None:
@@ -338,20 +338,20 @@ def _listing(folder: str) -> list[Path]:
 # Interfaces
 
 
-def _interfaces(label: str, held: _Links) -> list[Attachment]:
+def _interfaces(label: str, held: _Links) -> list[Placement]:
     """What is attached to the interfaces of this thread's network namespace."""
     from pyroute2 import IPRoute
 
-    found: list[Attachment] = []
+    found: list[Placement] = []
     with IPRoute() as netlink:
         for message in netlink.get_links():
             index, name = message["index"], message.get_attr("IFLA_IFNAME")
             for number, mode in _xdp(message):
                 link = held.on_interface("xdp", index, number)
-                found.append(Attachment(number, "xdp", name, mode, label, link))
+                found.append(Placement(number, "xdp", name, mode, label, link))
             found += _tcx(index, name, label, held)
         for name, direction, number in _filters(netlink):
-            found.append(Attachment(number, "clsact", name, direction, label))
+            found.append(Placement(number, "clsact", name, direction, label))
     return found
 
 
@@ -365,12 +365,12 @@ def _xdp(message: Any) -> Iterator[tuple[int, str]]:
             yield int(number), mode
 
 
-def _tcx(index: int, name: str, label: str, held: _Links) -> Iterator[Attachment]:
+def _tcx(index: int, name: str, label: str, held: _Links) -> Iterator[Placement]:
     for attach_type in ("tcx_ingress", "tcx_egress", "netkit_primary", "netkit_peer"):
         hook, _, direction = attach_type.partition("_")
         for program, link in _query(index, ATTACH_TYPES.index(attach_type)):
             held.take(link)
-            yield Attachment(program, hook, name, direction, label, link or None)
+            yield Placement(program, hook, name, direction, label, link or None)
 
 
 def _filters(netlink: Any) -> Iterator[tuple[str, str, int]]:
@@ -434,7 +434,7 @@ def _cgroups() -> dict[int, Path]:
     return found
 
 
-def _cgroups_without_links(cgroups: dict[int, Path], known: list[Attachment]) -> Iterator[Attachment]:
+def _cgroups_without_links(cgroups: dict[int, Path], known: list[Placement]) -> Iterator[Placement]:
     linked = {(one.program_id, one.target, one.detail) for one in known if one.hook == "cgroup"}
     for path in cgroups.values():
         with contextlib.suppress(OSError):
@@ -442,14 +442,14 @@ def _cgroups_without_links(cgroups: dict[int, Path], known: list[Attachment]) ->
             try:
                 for attach_type in _CGROUP_TYPES:
                     for program, _ in _query(fd, attach_type):
-                        one = Attachment(program, "cgroup", str(path), attach_name(attach_type))
+                        one = Placement(program, "cgroup", str(path), attach_name(attach_type))
                         if (program, one.target, one.detail) not in linked:
                             yield one
             finally:
                 os.close(fd)
 
 
-def _socket_maps(known: list[Attachment]) -> Iterator[Attachment]:
+def _socket_maps(known: list[Placement]) -> Iterator[Placement]:
     linked = {(one.program_id, one.target, one.detail) for one in known if one.hook == "sockmap"}
     for found in _system.maps():
         if found.type not in ("sockmap", "sockhash"):
@@ -459,14 +459,14 @@ def _socket_maps(known: list[Attachment]) -> Iterator[Attachment]:
             try:
                 for attach_type in _SOCKMAP_TYPES:
                     for program, _ in _query(fd, attach_type):
-                        one = Attachment(program, "sockmap", f"map {found.id}", attach_name(attach_type))
+                        one = Placement(program, "sockmap", f"map {found.id}", attach_name(attach_type))
                         if (program, one.target, one.detail) not in linked:
                             yield one
             finally:
                 os.close(fd)
 
 
-def _perf_events(known: list[Attachment]) -> Iterator[Attachment]:
+def _perf_events(known: list[Placement]) -> Iterator[Placement]:
     """Programs on perf events, which the processes hold (BPF_TASK_FD_QUERY): attached the old way, or by a link of Linux 6.1."""
     from hookline.bpf._holders import descriptors
 
@@ -478,9 +478,9 @@ def _perf_events(known: list[Attachment]) -> Iterator[Attachment]:
         if _syscall.call(Command.TASK_FD_QUERY, attr) < 0:
             continue
         program, kind, offset = struct.unpack_from("=IIQ", attr, 24)
-        one = Attachment(program, _TASK_KINDS[kind], name.value.decode(errors="replace"))
+        one = Placement(program, _TASK_KINDS[kind], name.value.decode(errors="replace"))
         if offset and kind in (2, 3, 4, 5):
-            one = Attachment(program, one.hook, f"{one.target}+{offset:#x}")
+            one = Placement(program, one.hook, f"{one.target}+{offset:#x}")
         if program not in linked and one not in seen:
             seen.add(one)
             yield one
