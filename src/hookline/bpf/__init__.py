@@ -16,6 +16,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hookline.bpf import features, pin
+from hookline.bpf._attach_cgroup import cgroup_folder
+from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
+from hookline.bpf._attach_trace import system_call
+from hookline.bpf._attach_xdp import refuse_occupied
 from hookline.bpf._btf import Btf
 from hookline.bpf._clsact import ClsactFilter
 from hookline.bpf._errors import (
@@ -28,14 +32,19 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
+from hookline.bpf._group import LinkGroup
 from hookline.bpf._info import ProgramInfo
-from hookline.bpf._link import Link, LinkInfo, refuse_occupied
+from hookline.bpf._iterator import Iterator
+from hookline.bpf._link import Link
+from hookline.bpf._link_info import LinkInfo
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._object import Constants, Object
 from hookline.bpf._program import Program, TestRun
+from hookline.bpf._query import Hook, HookEntry, query
 from hookline.bpf._ring import Backlog, Ring
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._system import btfs, links, maps, programs, run_statistics
+from hookline.bpf._targets import TARGETS
 from hookline.bpf._types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
     from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
 
 __all__ = [
+    "TARGETS",
     "AttachType",
     "Backlog",
     "BpfError",
@@ -57,14 +67,19 @@ __all__ = [
     "FeatureMissing",
     "Function",
     "Holder",
+    "Hook",
+    "HookEntry",
     "Instruction",
+    "Iterator",
     "Jited",
     "Link",
     "LinkChanged",
+    "LinkGroup",
     "LinkInfo",
     "MachineFunction",
     "MachineInstruction",
     "Map",
+    "MapAttachment",
     "MapDefinition",
     "MapFull",
     "NotPermitted",
@@ -74,6 +89,7 @@ __all__ = [
     "Program",
     "ProgramInfo",
     "Ring",
+    "SocketAttachment",
     "SourceLine",
     "TestRun",
     "TraceLine",
@@ -81,6 +97,7 @@ __all__ = [
     "VerifierError",
     "Xlated",
     "btfs",
+    "cgroup_folder",
     "disassemble",
     "ensure_bpffs",
     "ensure_tracefs",
@@ -94,8 +111,10 @@ __all__ = [
     "placements",
     "possible_cpus",
     "programs",
+    "query",
     "refuse_occupied",
     "run_statistics",
+    "system_call",
     "trace_pipe",
 ]
 

@@ -21,7 +21,7 @@ from hookline.bpf import _syscall, pin
 from hookline.bpf._errors import BpfError, LinkChanged, failure
 
 if TYPE_CHECKING:
-    from hookline.bpf._program import Program
+    from hookline.bpf._handle import ProgramHandle
 
 __all__ = ["ClsactFilter"]
 
@@ -64,7 +64,7 @@ class ClsactFilter:
 
     @classmethod
     def attach(
-        cls, program: Program, index: int, direction: Direction, priority: int, place: Path | None
+        cls, program: ProgramHandle, index: int, direction: Direction, priority: int, place: Path | None
     ) -> Self:
         """Add a filter; see `Program.attach_tc`. The pin comes first: no filter is ever without one."""
         from pyroute2 import IPRoute
@@ -131,7 +131,7 @@ class ClsactFilter:
         """
         return int(self._found()["id"])
 
-    def update(self, new: Program, *, expected: Program | None = None) -> None:
+    def update(self, new: ProgramHandle, *, expected: ProgramHandle | None = None) -> None:
         """Replace the program; every packet meets either the old one or the new one.
 
         The check of `expected` and the change are two steps, unlike a link's. A pin moves to the new program.
@@ -234,7 +234,7 @@ class ClsactFilter:
         place = f", pinned at {self.pinned}" if self.pinned else ""
         return f"<ClsactFilter: {self._direction} of interface {self._index}, handle {self._handle}{place}>"
 
-    def _move_pin(self, program: Program) -> None:
+    def _move_pin(self, program: ProgramHandle) -> None:
         """Pin the program in the place of the one before, in one step."""
         if self.pinned is not None:
             fresh = self.pinned.with_name(self.pinned.name + "~")
@@ -298,7 +298,7 @@ def _put(
     direction: Direction,
     priority: int,
     handle: int,
-    program: Program,
+    program: ProgramHandle,
     ours: bool,
 ) -> None:
     netlink.tc(

@@ -30,13 +30,23 @@ _Item = TypeVar("_Item")
 
 # The verifier's log; its pages take memory only once they are written.
 _LOG_BYTES = 64 << 20
-_SCHED_CLS = 3
-# Sections that newer libbpf knows: program type and expected attach type.
+_KPROBE, _SCHED_CLS, _NETFILTER = 2, 3, 32
+_SOCK_ADDR = 18
+_SLEEPABLE = 1 << 4
+# Sections that newer libbpf knows, by what they begin with: program type and expected attach type.
 _NEWER_SECTIONS = {
     "tcx/ingress": (_SCHED_CLS, AttachType.TCX_INGRESS),
     "tcx/egress": (_SCHED_CLS, AttachType.TCX_EGRESS),
     "netkit/primary": (_SCHED_CLS, AttachType.NETKIT_PRIMARY),
     "netkit/peer": (_SCHED_CLS, AttachType.NETKIT_PEER),
+    "netfilter": (_NETFILTER, AttachType.NETFILTER),
+    "uprobe.multi": (_KPROBE, AttachType.TRACE_UPROBE_MULTI),
+    "uretprobe.multi": (_KPROBE, AttachType.TRACE_UPROBE_MULTI),
+    "cgroup/connect_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_CONNECT),
+    "cgroup/sendmsg_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_SENDMSG),
+    "cgroup/recvmsg_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_RECVMSG),
+    "cgroup/getpeername_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_GETPEERNAME),
+    "cgroup/getsockname_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_GETSOCKNAME),
 }
 
 
@@ -222,6 +232,32 @@ class Object:
         self._check_unloaded("the expected attach type cannot be set")
         _ = self.programs[program]
         self._library.bpf_program__set_expected_attach_type(self._program_handles[program], attach_type)
+        self.programs[program].expected_attach_type = attach_type
+
+    def set_attach_target(self, program: str, function: str, target: Program | None = None) -> None:
+        """Say what a ``fentry``, ``fexit``, ``fmod_ret``, ``tp_btf``, ``lsm`` or ``freplace`` program attaches to.
+
+        Args:
+            program: Its name.
+            function: The kernel's function, raw tracepoint or LSM hook; or, with `target`, that program's.
+            target: The loaded program whose function is traced or replaced.
+
+        Raises:
+            BpfError: There is no such function among the kernel's types, or the object is loaded.
+        """
+        self._check_unloaded(f"the target of program {program!r} cannot be set")
+        _ = self.programs[program]
+        with _libbpf.messages() as said:
+            result = self._library.bpf_program__set_attach_target(
+                self._program_handles[program], target.fd if target is not None else 0, function.encode()
+            )
+        if result < 0:
+            raise BpfError(
+                f"program {program!r} cannot attach to {function!r}",
+                errno=-result,
+                why="; ".join(said) or _libbpf.error_text(-result),
+                remedy="bpftool btf dump file /sys/kernel/btf/vmlinux lists the kernel's functions",
+            )
 
     def load(self) -> Self:
         """Make the maps and load the programs. On failure nothing stays behind, and the object is closed.
@@ -330,13 +366,17 @@ class Object:
         while handle:
             name = self._library.bpf_program__name(handle).decode(errors="replace")
             section = self._library.bpf_program__section_name(handle).decode(errors="replace")
-            if section in _NEWER_SECTIONS:
-                number, attach_type = _NEWER_SECTIONS[section]
+            newer = _newer(section)
+            if newer is not None:
+                number, attach_type = newer
                 self._library.bpf_program__set_type(handle, number)
                 self._library.bpf_program__set_expected_attach_type(handle, attach_type)
+                if section.partition("/")[0].endswith(".s"):
+                    self._library.bpf_program__set_flags(handle, _SLEEPABLE)
             kind = _syscall.name_of(_syscall.PROGRAM_TYPES, self._library.bpf_program__type(handle))
             self._program_handles[name] = handle
-            found[name] = Program(None, name, kind, section)
+            expected = self._library.bpf_program__expected_attach_type(handle)
+            found[name] = Program(None, name, kind, section, expected_attach_type=expected)
             handle = self._library.bpf_object__next_program(self._handle, handle)
         return found
 
@@ -445,6 +485,11 @@ class Object:
         return (
             " ".join(["CAP_PERFMON"] * bool(tracing) + ["CAP_NET_ADMIN"] * bool(network)) or "CAP_NET_ADMIN"
         )
+
+
+def _newer(section: str) -> tuple[int, int] | None:
+    """Type and expected attach type of a section that the oldest libbpf does not know."""
+    return _NEWER_SECTIONS.get(section) or _NEWER_SECTIONS.get(section.partition("/")[0].removesuffix(".s"))
 
 
 class _Named(Mapping[str, _Item]):

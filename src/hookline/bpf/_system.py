@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hookline.bpf import _info, _link, _map, _syscall, _types
+from hookline.bpf import _info, _link_info, _map, _syscall, _types
 from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._info import ProgramInfo
-from hookline.bpf._link import LinkInfo
+from hookline.bpf._link_info import LinkInfo
 from hookline.bpf._map import MapDefinition
 from hookline.bpf._syscall import Command
 from hookline.bpf._types import BtfInfo
@@ -34,7 +34,7 @@ def maps() -> Iterator[MapDefinition]:
 
 def links() -> Iterator[LinkInfo]:
     """Every link in the kernel."""
-    return every(Command.LINK_GET_NEXT_ID, Command.LINK_GET_FD_BY_ID, "a link", _link.describe)
+    return every(Command.LINK_GET_NEXT_ID, Command.LINK_GET_FD_BY_ID, "a link", _link_info.describe)
 
 
 def btfs() -> Iterator[BtfInfo]:
