@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from hookline import bpf
+from tests.kernel.bpf.hooks import Hooked, open_hooks
 from tests.requirements import missing_for, need
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -73,6 +74,25 @@ def kinds(compiled: Callable[..., Path]) -> Path:
 def loaded(kinds: Path) -> Iterator[bpf.Object]:
     with bpf.Object.open(kinds) as obj:
         yield obj.load()
+
+
+@pytest.fixture(scope="session")
+def hooks_file(compiled: Callable[..., Path]) -> Path:
+    """The object with a program for every kind of hook."""
+    return compiled("hooks")
+
+
+@pytest.fixture
+def hooked(hooks_file: Path) -> Iterator[Callable[..., Hooked]]:
+    """Loads programs of ``hooks.bpf.c`` by their names, without ``on_``."""
+    with ExitStack() as opened:
+
+        def load(*names: str, target: tuple[str, bpf.Program | None] | None = None) -> Hooked:
+            made = open_hooks(hooks_file, *names, target=target)
+            opened.enter_context(made.object)
+            return made
+
+        yield load
 
 
 @pytest.fixture

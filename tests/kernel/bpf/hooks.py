@@ -1,0 +1,111 @@
+"""One program of ``programs/hooks.bpf.c`` at a time, with its count of hits; and which kernel lacks which hook."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hookline import bpf
+from hookline.bpf import features
+
+GETPPID = {"x86_64": 110, "aarch64": 173}.get(platform.machine(), 173)
+
+# What Debian's kernels lack, and nothing else may be skipped there. Whether "lsm" is there depends on lsm= too.
+_LACKING = {
+    "6.1": {"tcx", "netkit", "netfilter", "uprobe.multi", "sockmap links", "cgroup/connect_unix", "lsm"},
+    "6.12": {"lsm"},
+}
+
+
+def supported(hook: str) -> None:
+    """End the test where this kernel lacks a hook, as the probes say; it fails on a kernel that should have it."""
+    found = features.attach(hook)
+    if found:
+        return
+    release = os.uname().release
+    known = re.match(r"(6\.1|6\.12)\.\d+\+?deb", release)
+    if known and hook not in _LACKING[known[1]]:
+        pytest.fail(f"Linux {release} has {hook}, and the probe says: {found.why}", pytrace=False)
+    pytest.skip(f"this kernel has no {hook}: {found.why}")
+
+
+@dataclass
+class Hooked:
+    """An object with one program loaded, and what it counts."""
+
+    object: bpf.Object
+    names: tuple[str, ...]
+
+    @property
+    def program(self) -> bpf.Program:
+        """The program, or the first of several."""
+        return self.object.programs[f"on_{self.names[0]}"]
+
+    def __getitem__(self, name: str) -> bpf.Program:
+        return self.object.programs[f"on_{name}"]
+
+    def hits(self, name: str = "") -> int:
+        """How often it ran so far."""
+        hook = self.object.btf.enums()["hook"][f"HOOK_{name or self.names[0]}"]
+        return int(self.object.maps["hits"][int(hook)])
+
+    @contextmanager
+    def more(self, count: int, name: str = "") -> Iterator[None]:
+        """Check that the block makes it run so many times more."""
+        before = self.hits(name)
+        yield
+        deadline = time.monotonic() + 2
+        while self.hits(name) - before < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if not count:
+            time.sleep(0.02)
+        assert self.hits(name) - before == count
+
+
+Open = Callable[..., Hooked]
+
+
+def fires(hooked: Hooked, link: object, event: Callable[[], object], count: int = 5) -> None:
+    """Check that what is attached counts each event, and none any more once it is detached."""
+    with hooked.more(count):
+        for _ in range(count):
+            event()
+    link.close()  # type: ignore[attr-defined]
+    with hooked.more(0):
+        event()
+
+
+def each(*attaches: Callable[[], object]) -> Iterator[Any]:
+    """What each way of attaching gives, one after the other."""
+    for attach in attaches:
+        yield attach()
+
+
+def getppid() -> None:
+    os.getppid()
+
+
+def open_hooks(path: Path, *names: str, target: tuple[str, bpf.Program | None] | None = None) -> Hooked:
+    """Load these programs of the object; skip where a probe says that the kernel has no such hook."""
+    obj = bpf.Object.open(path)
+    try:
+        obj.only(*(f"on_{name}" for name in names))
+        obj.constants["only_process"] = os.getpid()
+        obj.constants["system_call"] = GETPPID
+        for name in names:
+            if target is not None:
+                obj.set_attach_target(f"on_{name}", target[0], target[1])
+        obj.load()
+    except BaseException:
+        obj.close()
+        raise
+    return Hooked(obj, names)

@@ -1,0 +1,513 @@
+"""Each hook of the kernel's and of programs' own code: attached, counted, detached."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hookline import bpf
+from hookline.bpf import features
+from tests.kernel.bpf.conftest import Wire
+from tests.kernel.bpf.hooks import Open, each, fires, getppid, supported
+from tests.requirements import missing_program, need
+
+
+@pytest.fixture
+def tracefs() -> None:
+    bpf.ensure_tracefs()
+
+
+# Tracepoints
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_tracepoint(hooked: Open) -> None:
+    hook = hooked("tracepoint")
+    for link in each(
+        hook.program.attach,
+        lambda: hook.program.attach("tracepoint:syscalls/sys_enter_getppid"),
+        lambda: hook.program.attach_tracepoint("syscalls/sys_enter_getppid", cookie=7),
+    ):
+        assert link.hook == "perf_event"
+        fires(hook, link, getppid)
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_a_tracepoint_that_is_not_there(hooked: Open) -> None:
+    program = hooked("tracepoint").program
+    with pytest.raises(bpf.BpfError, match="did you mean syscalls/sys_enter_getppid"):
+        program.attach_tracepoint("syscalls/sys_enter_getpppid")
+    with pytest.raises(bpf.BpfError, match=r"did you mean sched/…"):
+        program.attach_tracepoint("shed/sched_switch")
+    for bad in ("sched_switch", "/sched_switch", "a/b/c", ""):
+        with pytest.raises(bpf.BpfError, match="is no tracepoint"):
+            program.attach_tracepoint(bad)
+
+
+def test_raw_tracepoint(hooked: Open) -> None:
+    hook = hooked("raw_tracepoint")
+    for link in each(
+        hook.program.attach,
+        lambda: hook.program.attach("raw_tracepoint:sys_enter"),
+    ):
+        assert link.hook == "raw_tracepoint"
+        assert link.info.name == "sys_enter"
+        assert link.info.target == "sys_enter"
+        fires(hook, link, getppid)
+    with pytest.raises(bpf.BpfError, match="there is none of that name"):
+        hook.program.attach_raw_tracepoint("sys_entre")
+
+
+def test_tp_btf(hooked: Open) -> None:
+    hook = hooked("tp_btf")
+    for link in each(
+        hook.program.attach,
+        hook.program.attach_tracing,
+    ):
+        fires(hook, link, getppid)
+
+
+# Kernel functions
+
+
+def test_kprobe(hooked: Open) -> None:
+    supported("kprobe")
+    hook = hooked("kprobe")
+    function = bpf.system_call("getppid")
+    for link in each(
+        hook.program.attach,
+        lambda: hook.program.attach(f"kprobe:{function}"),
+        lambda: hook.program.attach("ksyscall:getppid"),
+        lambda: hook.program.attach_kprobe(function, cookie=3),
+    ):
+        assert isinstance(link, bpf.Link)
+        if link.info.event:
+            assert (link.info.event, link.info.name, link.info.offset) == ("kprobe", function, 0)
+            assert link.info.target == f"kprobe {function}"
+        fires(hook, link, getppid)
+
+
+def test_kretprobe(hooked: Open) -> None:
+    supported("kprobe")
+    hook = hooked("kretprobe")
+    function = bpf.system_call("getppid")
+    for link in each(
+        lambda: hook.program.attach(f"kretprobe:{function}"),
+        lambda: hook.program.attach_kprobe(function, returns=True),
+    ):
+        fires(hook, link, getppid)
+    with pytest.raises(bpf.BpfError, match="a return has no offset"):
+        hook.program.attach_kprobe(function, offset=4, returns=True)
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_a_function_that_is_not_there(hooked: Open) -> None:
+    supported("kprobe")
+    program = hooked("kprobe").program
+    with pytest.raises(bpf.BpfError, match=r"did you mean tcp_v4_connect\?"):
+        program.attach_kprobe("tcp_v4_conect")
+    with pytest.raises(bpf.BpfError, match="no such function"):
+        program.attach_kprobe("qqqqqqqqqqqqqqqqqq")
+
+
+@pytest.mark.usefixtures("tracefs")
+@pytest.mark.parametrize("returns", [False, True])
+def test_kprobe_multi(hooked: Open, returns: bool) -> None:
+    supported("kprobe.multi")
+    hook = hooked("kretprobe_multi" if returns else "kprobe_multi")
+    one, other = bpf.system_call("getppid"), bpf.system_call("getpgrp")
+    kind = "kretprobe.multi" if returns else "kprobe.multi"
+    for link in each(
+        lambda: hook.program.attach_kprobe_multi([one, other], returns=returns),
+        lambda: hook.program.attach(f"{kind}:{one},{other}"),
+        lambda: hook.program.attach_kprobe_multi(one.replace("getppid", "getp[pg][ir][dp]"), returns=returns),
+    ):
+        assert isinstance(link, bpf.Link)
+        assert link.hook == "kprobe_multi"
+        assert link.info.count in (0, 2)  # told from Linux 6.6 on
+        with hook.more(5):
+            for _ in range(5):
+                os.getpgrp()
+        fires(hook, link, getppid)
+    with pytest.raises(bpf.BpfError, match="no function of the kernel matches 'qq\\*'"):
+        hook.program.attach_kprobe_multi("qq*")
+    with pytest.raises(bpf.BpfError, match="did you mean"):
+        hook.program.attach_kprobe_multi([one, one + "x"])
+    with pytest.raises(bpf.BpfError, match=r"loaded for trace_kprobe_multi.*expect_attach_type"):
+        hook.program.attach_kprobe(one)
+
+
+def test_without_kprobes_it_says_so(hooked: Open) -> None:
+    if features.attach("kprobe"):
+        pytest.skip("this kernel has kprobes")
+    with pytest.raises(bpf.FeatureMissing, match=r"no kprobes.*CONFIG_KPROBE_EVENTS.*fentry"):
+        hooked("kprobe").program.attach_kprobe("tcp_v4_connect")
+
+
+# Typed tracing
+
+
+@pytest.mark.parametrize("name", ["fentry", "fexit", "fmod_ret"])
+def test_entry_exit_and_return(hooked: Open, name: str) -> None:
+    supported(name)
+    hook = hooked(name, target=(bpf.system_call("getcwd"), None))
+    for link in each(
+        hook.program.attach,
+        lambda: hook.program.attach("tracing"),
+        hook.program.attach_tracing,
+    ):
+        assert link.hook == "tracing"
+        assert link.info.target == {"fmod_ret": "modify_return"}.get(name, name)
+        fires(hook, link, os.getcwd)
+
+
+def test_lsm(hooked: Open) -> None:
+    supported("lsm")
+    hook = hooked("lsm")
+    with hook.program.attach() as link:
+        fires(hook, link, lambda: socket.socket().close())
+
+
+def test_freplace(hooked: Open, wire: Wire) -> None:
+    supported("freplace")
+    whole = hooked("xdp")
+    part = hooked("freplace", target=("decide", whole.program))
+    packet = bytes(64)
+    assert whole.program.test_run(packet).verdict == 2
+    with part.program.attach() as link:
+        assert link.hook == "tracing"
+        assert whole.program.test_run(packet).verdict == 1
+        with whole.program.attach_xdp("near"), part.more(3):
+            wire.send(3)
+    assert whole.program.test_run(packet).verdict == 2
+
+
+def test_a_function_without_a_type_is_named(hooks_file: Path) -> None:
+    with bpf.Object.open(hooks_file) as obj:
+        obj.only("on_fentry")
+        with pytest.raises(bpf.BpfError, match="'on_fentry' cannot attach to 'qqqq'"):
+            obj.set_attach_target("on_fentry", "qqqq")
+
+
+# Programs and libraries
+
+
+LIBC = ctypes.CDLL("libc.so.6")
+
+
+def a64l() -> None:
+    LIBC.a64l(b"A")
+
+
+@pytest.fixture(scope="session")
+def executable(tmp_path_factory: pytest.TempPathFactory, clang: str) -> Path:
+    """A program, not stripped, that calls ``work`` as often as it is told and prints the function's place."""
+    folder = tmp_path_factory.mktemp("program")
+    source = folder / "program.c"
+    source.write_text(
+        "#include <stdlib.h>\n"
+        '__attribute__((noinline)) static int work(int x) { __asm__ volatile(""); return x + 1; }\n'
+        '__attribute__((noinline)) int work_more(int x) { __asm__ volatile(""); return x + 2; }\n'
+        "int main(int n, char **words) {\n"
+        "  int sum = 0;\n"
+        "  for (int i = 0; i < atoi(words[1]); i++) sum += work(i) + work_more(i);\n"
+        "  return sum == 12345;\n"
+        "}\n"
+    )
+    need("kernel", missing_program("cc"))
+    subprocess.run(["cc", "-O1", "-pie", "-fPIE", "-o", folder / "program", source], check=True)
+    return folder / "program"
+
+
+def test_uprobe_in_a_library(hooked: Open) -> None:
+    hook = hooked("uprobe")
+    for link in each(
+        hook.program.attach,
+        lambda: hook.program.attach("uprobe:libc.so.6:a64l"),
+        lambda: hook.program.attach_uprobe("libc.so.6", "a64l", cookie=9),
+        lambda: hook.program.attach_uprobe("libc.so.6", "a64l", pid=os.getpid()),
+    ):
+        assert isinstance(link, bpf.Link)
+        if link.info.event:
+            assert link.info.event == "uprobe"
+            assert link.info.name.endswith("libc.so.6")
+            assert link.info.offset > 0
+        fires(hook, link, a64l)
+
+
+def test_uretprobe(hooked: Open) -> None:
+    hook = hooked("uretprobe")
+    for link in each(
+        lambda: hook.program.attach("uretprobe:libc.so.6:a64l"),
+        lambda: hook.program.attach_uprobe("libc.so.6", "a64l", returns=True),
+    ):
+        fires(hook, link, a64l)
+
+
+def test_uprobe_in_a_program(executable: Path, hooks_file: Path) -> None:
+    """A position-independent program's own symbols, local ones too; counted by its process number."""
+    with bpf.Object.open(hooks_file) as obj:
+        obj.only("on_uprobe")
+        started = subprocess.Popen(
+            [sys.executable, "-c", f"input(); import os; os.execv({str(executable)!r}, ['program', '6'])"],
+            stdin=subprocess.PIPE,
+        )
+        obj.constants["only_process"] = started.pid
+        program = obj.load().programs["on_uprobe"]
+        hook = int(obj.btf.enums()["hook"]["HOOK_uprobe"])
+        with program.attach_uprobe(executable, "work"):
+            started.communicate(b"\n")
+            assert started.returncode == 0
+        assert int(obj.maps["hits"][hook]) == 6
+
+
+def test_symbols_agree_with_nm(executable: Path) -> None:
+    from hookline.bpf._elf_symbols import Executable, find_file
+
+    need("kernel", missing_program("nm"))
+    for path, flag in ((executable, "-a"), (find_file("libc.so.6"), "-D")):
+        shown = subprocess.run(["nm", flag, path], check=True, capture_output=True, text=True).stdout
+        file = Executable(path)
+        functions = re.findall(r"^([0-9a-f]+) [TtWi] ([a-z]\w*)(@@\S+)?$", shown, re.MULTILINE)
+        checked = [(int(value, 16), name) for value, name, _ in functions if name in file.functions()]
+        assert len(checked) >= 2
+        for value, name in checked[:200]:
+            # The first loaded segments are at the same place in the file as in memory.
+            assert file.offset_of(name) == value
+        assert not file.is_go
+
+
+def test_a_symbol_that_is_not_there(hooked: Open, executable: Path, tmp_path: Path) -> None:
+    program = hooked("uprobe").program
+    with pytest.raises(bpf.BpfError, match=r"has no function 'wrok'.*did you mean work\?"):
+        program.attach_uprobe(executable, "wrok")
+    with pytest.raises(bpf.BpfError, match="there is no file /no/such"):
+        program.attach_uprobe("/no/such", "work")
+    with pytest.raises(bpf.BpfError, match=r"no program or library 'libnosuch\.so'"):
+        program.attach_uprobe("libnosuch.so", "work")
+    text = tmp_path / "text"
+    text.write_text("no program")
+    with pytest.raises(bpf.BpfError, match="is no ELF file"):
+        program.attach_uprobe(text, "work")
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", stripped, executable], check=True)
+    with pytest.raises(bpf.BpfError, match="has no function 'work'"):
+        program.attach_uprobe(stripped, "work")
+    with pytest.raises(bpf.BpfError, match="no process"):
+        program.attach_uprobe(executable, "work", pid=0x3FFFFF)
+
+
+def test_go_programs_get_no_uretprobe(hooked: Open, executable: Path, tmp_path: Path) -> None:
+    need("kernel", missing_program("objcopy"))
+    marked = tmp_path / "go-program"
+    note = tmp_path / "note"
+    note.write_bytes(b"go1.22")
+    subprocess.run(["objcopy", "--add-section", f".go.buildinfo={note}", executable, marked], check=True)
+    program = hooked("uretprobe").program
+    with pytest.raises(bpf.BpfError, match="is a Go program"):
+        program.attach_uprobe(marked, "work", returns=True)
+    with pytest.raises(bpf.BpfError, match="is a Go program"):
+        program.attach_uprobe(marked, 0x1000, returns=True)
+    with program.attach_uprobe(marked, "work"):
+        pass
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_uprobe_multi(hooked: Open, returns: bool) -> None:
+    supported("uprobe.multi")
+    hook = hooked("uretprobe_multi" if returns else "uprobe_multi")
+    kind = "uretprobe.multi" if returns else "uprobe.multi"
+    for link in each(
+        lambda: hook.program.attach_uprobe_multi("libc.so.6", ["a64l", "l64a"], returns=returns),
+        lambda: hook.program.attach_uprobe_multi("libc.so.6", "?64?", returns=returns, pid=os.getpid()),
+        lambda: hook.program.attach(f"{kind}:libc.so.6:a64l,l64a"),
+    ):
+        assert isinstance(link, bpf.Link)
+        assert link.hook == "uprobe_multi"
+        if link.info.name:
+            assert link.info.name.endswith("libc.so.6")
+            assert link.info.count == 2
+        with hook.more(5):
+            for number in range(5):
+                LIBC.l64a(number)
+        fires(hook, link, a64l)
+    with pytest.raises(bpf.BpfError, match="matches 'qq\\*'"):
+        hook.program.attach_uprobe_multi("libc.so.6", "qq*")
+    with pytest.raises(bpf.BpfError, match="there is no process"):
+        hook.program.attach_uprobe_multi("libc.so.6", "a64l", pid=0x3FFFFF)
+
+
+def test_without_uprobe_multi_it_says_so(hooked: Open) -> None:
+    program = hooked("uprobe_multi").program
+    if features.attach("uprobe.multi"):
+        pytest.skip("this kernel has uprobe.multi")
+    with pytest.raises(bpf.FeatureMissing, match=r"Linux 6\.6"):
+        program.attach_uprobe_multi("libc.so.6", "a64l")
+
+
+# Iterators
+
+
+def test_task_iterator(hooked: Open) -> None:
+    hook = hooked("iter_task")
+    with hook.program.attach() as link:
+        assert isinstance(link, bpf.Iterator)
+        assert (link.hook, link.info.name) == ("iter", "task")
+        listed = {int(line.split()[0]) for line in link.text().splitlines()}
+        assert {os.getpid(), os.getppid()} <= listed
+        with link.open() as file:
+            assert file.readline().split()
+    count = hook.hits()
+    assert count >= 2 * len(listed)
+    with hook.program.attach_iterator(process=os.getpid()) as link:
+        threads = {line.split()[1] for line in link.text().splitlines()}
+        assert threads == set(os.listdir("/proc/self/task"))
+    with hook.program.attach_iterator(thread=os.getpid()) as link:
+        assert link.read() == f"{os.getpid()} {os.getpid()}\n".encode()
+        if link.info.process_id:
+            assert link.info.process_id == os.getpid()
+        with hook.more(1):
+            link.read()
+
+
+def test_map_iterator(hooked: Open) -> None:
+    hook = hooked("iter_map")
+    numbers = hook.object.maps["numbers"]
+    for key, value in ((1, 10), (2, 20), (3, 30)):
+        numbers[key] = value
+    with hook.program.attach_iterator(map=numbers) as link:
+        assert link.info.name == "bpf_map_elem"
+        assert link.info.map_id == numbers.id
+        with hook.more(3):
+            data = link.read()
+    assert sorted(memoryview(data).cast("Q")) == [10, 20, 30]
+    with pytest.raises(bpf.BpfError, match=r"attach_iterator\(map=…\)"):
+        hook.program.attach()
+    with pytest.raises(bpf.BpfError, match="more than one"):
+        hook.program.attach_iterator(map=numbers, process=1)
+    with pytest.raises(bpf.BpfError, match="use attach_iterator"):
+        hook.program.attach_tracing()
+
+
+def test_a_pinned_iterator_is_a_file(hooked: Open, pins: Path) -> None:
+    hook = hooked("iter_task")
+    with hook.program.attach_iterator(process=os.getpid()) as link:
+        link.pin(pins / "threads")
+    text = (pins / "threads").read_text()
+    assert text.startswith(f"{os.getpid()} ")
+    with bpf.Iterator.from_pin(pins / "threads") as adopted:
+        assert adopted.text() == text
+        adopted.detach()
+    assert not (pins / "threads").exists()
+
+
+# Perf events
+
+
+def touch_pages(count: int) -> None:
+    with mmap.mmap(-1, count * mmap.PAGESIZE) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(count):
+            memory[page * mmap.PAGESIZE] = 1
+
+
+def test_page_faults_of_this_process(hooked: Open) -> None:
+    hook = hooked("perf_event")
+    with hook.program.attach_perf_event("page-faults", pid=os.getpid()) as link:
+        assert isinstance(link, bpf.LinkGroup)
+        assert link.hook == "perf_event"
+        before = hook.hits()
+        touch_pages(200)
+        assert hook.hits() - before >= 200
+    with hook.more(0):
+        touch_pages(200)
+
+
+def busy(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_clock_samples_every_cpu(hooked: Open) -> None:
+    hook = hooked("perf_event")
+    with hook.program.attach("perf:cpu-clock:1000") as link:
+        assert isinstance(link, bpf.LinkGroup)
+        assert len(link.links) == os.cpu_count()
+        before = hook.hits()
+        busy(0.3)
+        assert hook.hits() - before > 30
+    with hook.more(0):
+        busy(0.1)
+
+
+def test_perf_events_are_pinned_together(hooked: Open, pins: Path) -> None:
+    hook = hooked("perf_event")
+    with hook.program.attach_perf_event("cpu-clock", period=1_000_000) as link:
+        link.pin(pins / "samples")
+        with pytest.raises(bpf.BpfError, match="something is pinned there"):
+            link.pin(pins / "samples")
+    before = hook.hits()
+    busy(0.1)
+    assert hook.hits() > before
+    with bpf.LinkGroup.from_pin(pins / "samples") as adopted:
+        assert len(adopted.links) == os.cpu_count()
+        with pytest.raises(bpf.BpfError, match="no update for links of type perf_event"):
+            adopted.update(hook.program)
+        adopted.detach()
+    assert not (pins / "samples").exists()
+    with hook.more(0):
+        busy(0.1)
+    with pytest.raises(bpf.BpfError, match="no folder of pinned links"):
+        bpf.LinkGroup.from_pin(pins / "absent")
+    with pytest.raises(bpf.BpfError, match="no software event 'cpu-clok'"):
+        hook.program.attach("perf:cpu-clok")
+
+
+# Syscall programs
+
+
+def test_a_syscall_program_is_run(hooked: Open, loaded: bpf.Object) -> None:
+    hook = hooked("syscall")
+    context = (ctypes.c_uint32 * 3)(20, 22, 0)
+    with hook.more(1):
+        outcome = hook.program.run(context)
+    assert outcome.verdict == 7
+    assert list(context) == [20, 22, 42]
+    assert hook.program.run(bytes(context)).context == bytes(context)
+    with pytest.raises(bpf.BpfError, match="cannot be run by itself"):
+        loaded.programs["xdp_pass"].run()
+
+
+def test_a_program_for_another_hook_is_refused(hooked: Open, loaded: bpf.Object) -> None:
+    stranger = loaded.programs["xdp_pass"]
+    attempts: list[Callable[[], object]] = [
+        lambda: stranger.attach_tracepoint("sched/sched_switch"),
+        lambda: stranger.attach_kprobe("tcp_v4_connect"),
+        lambda: stranger.attach_kprobe_multi(["tcp_v4_connect"]),
+        lambda: stranger.attach_uprobe("libc.so.6", "a64l"),
+        lambda: stranger.attach_uprobe_multi("libc.so.6", "a64l"),
+        stranger.attach_tracing,
+        stranger.attach_iterator,
+        stranger.attach_perf_event,
+        lambda: stranger.attach_cgroup("/"),
+        stranger.attach_netns,
+        lambda: stranger.attach_netfilter("ipv4", "input"),
+        lambda: stranger.attach_netkit("lo", "primary"),
+        lambda: stranger.attach_socket(0),
+        lambda: stranger.attach_socket_of(os.getpid(), 0),
+        lambda: stranger.attach_sockmap(loaded.maps["words_hash"]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(bpf.BpfError, match=r"'xdp_pass'.*it is of type xdp, and the hook takes"):
+            attempt()
