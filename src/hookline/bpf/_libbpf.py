@@ -115,6 +115,8 @@ def _declare(found: Any) -> None:
         "bpf_map__max_entries": (unsigned, [pointer]),
         "bpf_map__set_max_entries": (number, [pointer, unsigned]),
         "bpf_map__map_flags": (unsigned, [pointer]),
+        "bpf_map__map_extra": (ctypes.c_uint64, [pointer]),
+        "bpf_map__set_map_extra": (number, [pointer, ctypes.c_uint64]),
         "bpf_map__btf_key_type_id": (unsigned, [pointer]),
         "bpf_map__btf_value_type_id": (unsigned, [pointer]),
         "bpf_map__is_internal": (ctypes.c_bool, [pointer]),

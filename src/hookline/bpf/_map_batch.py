@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import errno as errnos
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hookline.bpf import _syscall
+from hookline.bpf import _map_forms, _syscall
 from hookline.bpf._codec import canonical, encode, relaid, same_members
-from hookline.bpf._errors import ENOTSUPP, BpfError, failure
-from hookline.bpf._map_handle import ARRAYS, Array, MapHandle
+from hookline.bpf._errors import BpfError, failure
+from hookline.bpf._map_handle import ARRAYS, UNSUPPORTED, Array, MapHandle
 from hookline.bpf._syscall import Command
 
 __all__ = ["MapBatches"]
 
 Rows = npt.ArrayLike | Sequence[Any]
 
-_UNSUPPORTED = {ENOTSUPP, errnos.EOPNOTSUPP}
+# In Linux 6.1 a batch over one with an empty place ends in EINTR.
+_NO_BATCHES = {"array_of_maps"}
 _CHUNK_BYTES = 4 << 20
 
 
@@ -28,9 +30,11 @@ class MapBatches(MapHandle):
     """Reading and writing many entries."""
 
     def __len__(self) -> int:
-        """How many entries there are; arrays are always full."""
-        if self.type in ARRAYS:
+        """How many entries there are; arrays of values are always full, others count their places in use."""
+        if self.type in ("array", "percpu_array"):
             return self.max_entries
+        if self._only_keys:
+            return len(list(self._walk()))
         return sum(len(keys) for keys, _ in self._chunks())
 
     def __iter__(self) -> Iterator[Any]:
@@ -38,6 +42,8 @@ class MapBatches(MapHandle):
 
     def keys(self) -> Array:
         """All keys, an array of shape ``(entries,)``."""
+        if self._only_keys:
+            return self._keys_joined(list(self._walk()))
         return self.read()[0]
 
     def values(self) -> Array:
@@ -75,6 +81,10 @@ class MapBatches(MapHandle):
         Raises:
             MapFull: There was no room for all of them; those before stay written.
         """
+        if self.type in _map_forms.SPECIAL:
+            for key, value in zip(keys, values, strict=True):  # type: ignore[arg-type]
+                self.put(key, value)
+            return
         keys = self._key_array(keys)
         slots = self._value_slots(values, len(keys))
         done = 0
@@ -82,7 +92,7 @@ class MapBatches(MapHandle):
             result, count = self._batch(Command.MAP_UPDATE_BATCH, keys[done:], slots[done:])
             if result == 0:
                 return
-            if -result in _UNSUPPORTED:
+            if -result in UNSUPPORTED:
                 for index in range(done, len(keys)):
                     self.put(keys[index], slots[index].tobytes())
                 return
@@ -99,7 +109,7 @@ class MapBatches(MapHandle):
             result, count = self._batch(Command.MAP_DELETE_BATCH, keys[place:], None)
             if result == 0:
                 return removed + len(keys) - place
-            if -result in _UNSUPPORTED:
+            if -result in UNSUPPORTED:
                 return removed + sum(self._discard(key) for key in keys[place:])
             removed += count
             place += count
@@ -119,6 +129,9 @@ class MapBatches(MapHandle):
         definition = self._definition
         if not definition.key_size:
             raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
+        if self.type in _NO_BATCHES and not remove:
+            yield self._one_by_one()
+            return
         command = Command.MAP_LOOKUP_AND_DELETE_BATCH if remove else Command.MAP_LOOKUP_BATCH
         capacity = min(self.max_entries, max(256, _CHUNK_BYTES // (definition.key_size + self._slot_size)))
         # The kernel's cursor is a bucket's number or a key.
@@ -139,12 +152,12 @@ class MapBatches(MapHandle):
                 0,
             )
             result = _syscall.call(command, attr)
-            count = int.from_bytes(attr.raw[32:36], "little") if result != -errnos.EFAULT else 0
+            count = int.from_bytes(attr.raw[32:36], sys.byteorder) if result != -errnos.EFAULT else 0
             if result == -errnos.ENOSPC and not count:
                 # One bucket holds more than was asked for.
                 capacity *= 2
                 continue
-            if -result in _UNSUPPORTED and not started:
+            if -result in UNSUPPORTED and not started:
                 if remove:
                     raise failure(-result, f"a {self.type} map cannot be read and emptied at once")
                 yield self._one_by_one()
@@ -164,29 +177,48 @@ class MapBatches(MapHandle):
         base, inner = dtype.subdtype
         return raw.view(base).reshape(len(raw), *inner)
 
+    @property
+    def _only_keys(self) -> bool:
+        """Whether user space may list the keys and not read the values: sockets in values of 4 bytes."""
+        return self.type == "sockhash" and self._definition.value_size == 4
+
     def _one_by_one(self) -> tuple[Array, Array]:
         """Read a map whose type knows no batches; an array's empty slots are left out."""
+        found = {raw: value for raw in self._walk() if (value := self._lookup(raw)) is not None}
+        if not found:
+            return self._empty()
+        values = list(found.values())
+        stacked = self.per_cpu or self.value_dtype.subdtype is not None
+        return self._keys_joined(list(found)), np.stack(values) if stacked else np.array(
+            values, self.value_dtype
+        )
+
+    def _walk(self) -> Iterator[bytes]:
+        """The bytes of each key, as one leads to the next."""
         size = self._definition.key_size
+        if not size:
+            raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
         key: ctypes.Array[ctypes.c_char] | None = None
-        keys: list[bytes] = []
-        values: list[Any] = []
         while True:
             following = ctypes.create_string_buffer(size)
             attr = _syscall.attributes("I4xQQ", self.fd, _syscall.address(key), _syscall.address(following))
             result = _syscall.call(Command.MAP_GET_NEXT_KEY, attr)
             if result == -errnos.ENOENT:
-                break
+                return
+            if -result in UNSUPPORTED:
+                raise BpfError(
+                    f"the keys of map {self.name!r} cannot be listed",
+                    errno=-result,
+                    why=f"the kernel does not list those of a {self.type} map",
+                )
             if result < 0:
                 raise failure(-result, f"cannot read the keys of map {self.name!r}")
-            value = self._lookup(following.raw)
-            if value is not None:
-                keys.append(following.raw)
-                values.append(value)
+            yield following.raw
             key = following
-        if not keys:
-            return self._empty()
-        raw = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), size)
-        return self._keys_typed(raw), np.stack(values) if self.per_cpu else np.array(values, self.value_dtype)
+
+    def _keys_joined(self, keys: list[bytes]) -> Array:
+        size = self._definition.key_size
+        return self._keys_typed(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), size))
 
     def _empty(self) -> tuple[Array, Array]:
         return (
@@ -233,7 +265,7 @@ class MapBatches(MapHandle):
             0,
         )
         result = _syscall.call(command, attr)
-        done = int.from_bytes(attr.raw[32:36], "little")
+        done = int.from_bytes(attr.raw[32:36], sys.byteorder)
         return result, done if result < 0 and done < len(keys) else 0
 
     def _discard(self, key: Any) -> bool:

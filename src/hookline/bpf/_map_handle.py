@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno as errnos
 import functools
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,29 +16,52 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from hookline.bpf import _syscall, pin
+from hookline.bpf import _map_forms, _syscall, pin
 from hookline.bpf._btf import Kind
 from hookline.bpf._codec import canonical, encode
-from hookline.bpf._errors import BpfError, MapFull, failure
+from hookline.bpf._errors import ENOTSUPP, BpfError, MapFull, failure
 from hookline.bpf._map_info import MapDefinition, describe
 from hookline.bpf._syscall import Command
 
-__all__ = ["ARRAYS", "MapHandle", "rounded"]
+__all__ = ["ARRAYS", "UNSUPPORTED", "MapHandle", "rounded"]
 
 Array = npt.NDArray[Any]
 
-ARRAYS = {"array", "percpu_array", "prog_array", "array_of_maps", "cgroup_array", "perf_event_array"}
+ARRAYS = {
+    "array",
+    "percpu_array",
+    "prog_array",
+    "array_of_maps",
+    "cgroup_array",
+    "perf_event_array",
+    "sockmap",
+    "devmap",
+    "cpumap",
+    "xskmap",
+    "reuseport_sockarray",
+}
+"""Types whose indices are all below `max_entries`: another index is a KeyError, not a full map."""
+
 _ANY, _ABSENT, _PRESENT = 0, 1, 2
-_HOLD_DESCRIPTORS = {"prog_array", "array_of_maps", "hash_of_maps"}
+UNSUPPORTED = {ENOTSUPP, errnos.EOPNOTSUPP}
 
 
 class MapHandle:
     """What every kind of map has; `Map` adds the ways to read and write."""
 
-    def __init__(self, definition: MapDefinition, fd: int | None = None) -> None:
+    def __init__(
+        self,
+        definition: MapDefinition,
+        fd: int | None = None,
+        *,
+        key: np.dtype[Any] | None = None,
+        value: np.dtype[Any] | None = None,
+    ) -> None:
         self._definition = definition
         self._fd = fd
         self._closed = False
+        # Dtypes that the caller gave; the kernel keeps types only for some kinds of maps.
+        self._given = {"key": key, "value": value}
 
     # What it is
 
@@ -111,6 +136,13 @@ class MapHandle:
         return self._dtype("value", self._definition.value_type_id, self._definition.value_size)
 
     def _dtype(self, what: str, type_id: int, size: int) -> np.dtype[Any]:
+        given = self._given[what] or _map_forms.default_dtype(self.type, what, size)
+        if given is not None:
+            if given.itemsize != size:
+                raise BpfError(
+                    f"the {what} of map {self.name!r} has {size} bytes", why=f"{given} has {given.itemsize}"
+                )
+            return given
         btf = self._definition.btf() if type_id else None
         if btf is None:
             return np.dtype(f"u{size}") if size in (4, 8) else np.dtype(f"V{size}")
@@ -126,35 +158,55 @@ class MapHandle:
     # One by one
 
     def __getitem__(self, key: object) -> Any:
-        found = self._lookup(self._key(key))
+        found = self._find(key)
         if found is None:
             raise KeyError(key)
         return found
 
     def get(self, key: object, default: Any = None) -> Any:
         """The value of a key, or `default` where there is none."""
-        found = self._lookup(self._key(key))
+        found = self._find(key)
         return default if found is None else found
 
     def __contains__(self, key: object) -> bool:
-        return self._lookup(self._key(key)) is not None
+        return self._find(key) is not None
 
     def __setitem__(self, key: object, value: object) -> None:
         self.put(key, value)
 
-    def put(self, key: object, value: object, *, only: Literal["absent", "present"] | None = None) -> None:
+    def put(
+        self,
+        key: object,
+        value: object,
+        *,
+        only: Literal["absent", "present"] | None = None,
+        cpu: int | None = None,
+    ) -> None:
         """Set the value of a key.
 
         Args:
-            key: The key.
-            value: The value; for a per-CPU map one for all CPUs, or an array of shape ``(CPUs,)``.
+            key: The key. For the storage of sockets, processes, files and cgroups, its owner: a socket or
+                descriptor (of a process: a pidfd); a file's or cgroup's path will do.
+            value: The value; for a per-CPU map one for all CPUs, or an array of shape ``(CPUs,)``. For maps that hold
+                something else, that thing: a `Program`, a `Map`, a socket, a cgroup's path, an interface's name or
+                ``(interface, program)``, a CPU map's queue size or ``(queue size, program)``.
             only: Set it only where the key is absent, or only where it is present.
+            cpu: Per-CPU maps only: set this CPU's value and leave the others. The others are read and written
+                back, so what programs add to them meanwhile is lost.
 
         Raises:
             MapFull: There is no room for another entry.
             KeyError: The key is there and must not be, or is not and must be, or lies beyond an array's end.
         """
-        flags = {None: _ANY, "absent": _ABSENT, "present": _PRESENT}[only]
+        with ExitStack() as opened:
+            if self.type in _map_forms.SPECIAL:
+                key = _map_forms.key(self.type, key, opened)
+                value = _map_forms.value(self.type, value, self._definition.value_size, opened)
+            if cpu is not None:
+                value = self._others(key, value, cpu)
+            self._put(key, value, {None: _ANY, "absent": _ABSENT, "present": _PRESENT}[only])
+
+    def _put(self, key: object, value: object, flags: int) -> None:
         raw_key = ctypes.create_string_buffer(self._key(key), self._definition.key_size)
         raw_value = self._value(value)
         attr = _syscall.attributes(
@@ -167,14 +219,37 @@ class MapHandle:
             raise KeyError(key)
         raise self._write_failure(-result)
 
+    def _others(self, key: object, value: object, cpu: int) -> Array:
+        """The values of all CPUs as they are now, one CPU's replaced."""
+        cpus = _syscall.possible_cpus()
+        if not self.per_cpu or not 0 <= cpu < cpus:
+            why = f"there are {cpus} CPUs" if self.per_cpu else f"it is a {self.type}"
+            raise BpfError(f"map {self.name!r} has no value of CPU {cpu}", why=why)
+        found = self._find(key)
+        slots = np.zeros((cpus, self.value_dtype.itemsize), np.uint8)
+        if found is not None:
+            slots[...] = canonical(found).view(np.uint8).reshape(slots.shape)
+        raw = encode(self.value_dtype, value, f"the value of map {self.name!r}")
+        slots[cpu] = np.frombuffer(raw, np.uint8)
+        return slots
+
     def __delitem__(self, key: object) -> None:
-        raw = ctypes.create_string_buffer(self._key(key), self._definition.key_size)
-        attr = _syscall.attributes("I4xQ", self.fd, _syscall.address(raw))
-        result = _syscall.call(Command.MAP_DELETE_ELEM, attr)
+        with ExitStack() as opened:
+            raw = self._key(_map_forms.key(self.type, key, opened))
+            buffer = ctypes.create_string_buffer(raw, self._definition.key_size)
+            attr = _syscall.attributes("I4xQ", self.fd, _syscall.address(buffer))
+            result = _syscall.call(Command.MAP_DELETE_ELEM, attr)
         if result == -errnos.ENOENT:
             raise KeyError(key)
         if result < 0:
             raise self._write_failure(-result, "remove an entry from")
+
+    def _find(self, key: object) -> Any:
+        """The value of a key, None where there is none."""
+        if self.type not in _map_forms.OWNED:
+            return self._lookup(self._key(key))
+        with ExitStack() as opened:
+            return self._lookup(self._key(_map_forms.key(self.type, key, opened)))
 
     # Life
 
@@ -216,19 +291,13 @@ class MapHandle:
 
     def _loaded(self, fd: int) -> None:
         """Take over a descriptor after the load; the object's BTF stays the source of types."""
-        before, now = self._definition, describe(fd)
-        self._definition = MapDefinition(
-            before.name,
-            now.type,
-            now.key_size,
-            now.value_size,
-            now.max_entries,
-            now.flags,
-            now.id,
-            before.btf,
-            before.key_type_id,
-            before.value_type_id,
-            now.btf_id,
+        before = self._definition
+        self._definition = dataclasses.replace(
+            describe(fd),
+            name=before.name,
+            btf=before.btf,
+            key_type_id=before.key_type_id,
+            value_type_id=before.value_type_id,
         )
         self._fd = fd
 
@@ -249,14 +318,16 @@ class MapHandle:
         return encode(self.key_dtype, key, f"the key of map {self.name!r}")
 
     def _value(self, value: object) -> ctypes.Array[ctypes.c_char]:
-        if self.type in _HOLD_DESCRIPTORS and hasattr(value, "fd"):
-            value = value.fd
         size = self._slot_size
         if isinstance(value, bytes) and len(value) == size:
             return ctypes.create_string_buffer(value, size)
         what = f"the value of map {self.name!r}"
         if not self.per_cpu:
             return ctypes.create_string_buffer(encode(self.value_dtype, value, what), size)
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 2:
+            padded = np.zeros((len(value), rounded(self._definition.value_size)), np.uint8)
+            padded[:, : value.shape[1]] = value
+            return ctypes.create_string_buffer(padded.tobytes(), size)
         if isinstance(value, np.ndarray) and value.dtype == self.value_dtype and value.ndim == 1:
             return ctypes.create_string_buffer(self._padded(value[np.newaxis]).tobytes(), size)
         one = encode(self.value_dtype, value, what).ljust(rounded(self._definition.value_size), b"\0")
@@ -282,16 +353,35 @@ class MapHandle:
         return np.ndarray((count, cpus, *inner), base, buffer, strides=(stride * cpus, stride, *steps))
 
     def _lookup(self, raw: bytes) -> Any:
+        return self._fetch(Command.MAP_LOOKUP_ELEM, raw)
+
+    def _fetch(self, command: Command, raw: bytes) -> Any:
+        """The value that a command gives for a key, None where there is no such entry."""
         key = ctypes.create_string_buffer(raw, len(raw))
         slot = ctypes.create_string_buffer(self._slot_size)
-        attr = _syscall.attributes("I4xQQQ", self.fd, _syscall.address(key), _syscall.address(slot), 0)
-        result = _syscall.call(Command.MAP_LOOKUP_ELEM, attr)
+        attr = _syscall.attributes(
+            "I4xQQQ", self.fd, _syscall.address(key) if raw else 0, _syscall.address(slot), 0
+        )
+        result = _syscall.call(command, attr)
         if result == -errnos.ENOENT:
             return None
         if result < 0:
-            raise failure(-result, f"cannot read map {self.name!r}")
+            raise self._read_failure(-result)
         found = self._typed(np.frombuffer(slot.raw, np.uint8), 1)[0]
         return found.copy() if isinstance(found, np.ndarray | np.void) else found
+
+    def _read_failure(self, errno: int) -> BpfError:
+        what = f"cannot read map {self.name!r}"
+        if errno == errnos.ENOSPC and self.type in ("sockmap", "sockhash", "reuseport_sockarray"):
+            return BpfError(
+                what,
+                errno=errno,
+                why="its values have 4 bytes, and a socket is told by its cookie of 8",
+                remedy="give the map values of type __u64",
+            )
+        if errno in UNSUPPORTED:
+            return BpfError(what, errno=errno, why=f"only programs read the entries of a {self.type} map")
+        return failure(errno, what)
 
     def _write_failure(self, errno: int, verb: str = "write to", note: str = "") -> BpfError:
         if errno in (errnos.E2BIG, errnos.ENOSPC):

@@ -47,6 +47,7 @@ class MapDefinition:
         flags: ``BPF_F_*`` of the map's creation.
         id: The kernel's number for it, 0 before the load.
         btf_id: The kernel's number for its types, 0 before the load or where it came without.
+        extra: ``map_extra``: a Bloom filter's number of hashes, an arena's address.
     """
 
     name: str
@@ -60,6 +61,7 @@ class MapDefinition:
     key_type_id: int
     value_type_id: int
     btf_id: int = 0
+    extra: int = 0
 
 
 def describe(fd: int) -> MapDefinition:
@@ -83,4 +85,5 @@ def describe(fd: int) -> MapDefinition:
         key_type_id=info.btf_key_type_id,
         value_type_id=info.btf_value_type_id,
         btf_id=btf_id,
+        extra=info.map_extra,
     )

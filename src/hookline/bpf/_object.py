@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hookline.bpf import _libbpf, _syscall
+from hookline.bpf import _arena, _libbpf, _syscall
 from hookline.bpf._btf import Btf
 from hookline.bpf._codec import fill, unknown_name
 from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
@@ -390,9 +390,17 @@ class Object:
                 if name.startswith(".rodata"):
                     self._add_constants(name, handle)
             self._map_handles[name] = handle
+            self._place_arena(handle)
             found[name] = Map(self._define(name, handle))
             handle = self._library.bpf_object__next_map(self._handle, handle)
         return found
+
+    def _place_arena(self, handle: int) -> None:
+        """Give an arena its address: libbpf before 1.4 does not, and the verifier wants one."""
+        library = self._library
+        kind = _syscall.name_of(_syscall.MAP_TYPES, library.bpf_map__type(handle))
+        if kind == "arena" and not library.bpf_map__map_extra(handle):
+            library.bpf_map__set_map_extra(handle, _arena.new_address())
 
     def _add_constants(self, name: str, handle: int) -> None:
         type_id = self._library.bpf_map__btf_value_type_id(handle)
@@ -414,6 +422,7 @@ class Object:
             value_size=library.bpf_map__value_size(handle),
             max_entries=library.bpf_map__max_entries(handle),
             flags=library.bpf_map__map_flags(handle),
+            extra=library.bpf_map__map_extra(handle),
             id=0,
             btf=lambda: btf,
             key_type_id=library.bpf_map__btf_key_type_id(handle),

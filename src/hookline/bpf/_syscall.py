@@ -43,8 +43,10 @@ class Command(IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
     RAW_TRACEPOINT_OPEN = 17
+    BTF_LOAD = 18
     BTF_GET_FD_BY_ID = 19
     TASK_FD_QUERY = 20
+    MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
     BTF_GET_NEXT_ID = 23
     MAP_LOOKUP_BATCH = 24
@@ -136,6 +138,7 @@ class Flag(IntFlag):
     XDP_OFFLOAD = 1 << 3
     TEST_XDP_LIVE_FRAMES = 1 << 1
     MMAPABLE = 1 << 10
+    NO_PREALLOC = 1 << 0
     MAP_READ_ONLY_FOR_PROGRAMS = 1 << 7
 
 
