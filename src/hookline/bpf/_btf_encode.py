@@ -13,7 +13,7 @@ __all__ = ["Encoder"]
 
 _HEADER = struct.Struct("=HBBIIIII")
 _MAGIC = 0xEB9F
-_SIGNED, _CHAR, _BOOL = 1, 2, 4
+_SIGNED, _BOOL = 1, 4
 _C_NAMES = {"u": "__u{}", "i": "__s{}", "f": "float{}"}
 
 
@@ -50,7 +50,7 @@ class Encoder:
         if dtype.names is not None:
             return self._structure(dtype)
         if dtype.kind == "S":
-            return self._array(self._integer("char", 1, _SIGNED | _CHAR), dtype.itemsize)
+            return self._array(self._integer("char", 1, _SIGNED), dtype.itemsize)
         if dtype.kind == "V":
             return self._array(self.add(np.dtype("u1")), dtype.itemsize)
         if dtype.kind == "b":
