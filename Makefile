@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 export LC_ALL := C.UTF-8
 export DEBUG ARGS
 PYTHON := .venv/bin/python
-C_SOURCES = $(shell find src tests tools -name node_modules -prune -o -name '*.[ch]' -print)
+C_SOURCES = $(shell find src tests tools examples -name node_modules -prune -o -name '*.[ch]' -print)
 
 .PHONY: help
 help: ## list the targets
