@@ -16,10 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hookline.bpf import features, pin
-from hookline.bpf._attach_cgroup import cgroup_folder
-from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
-from hookline.bpf._attach_trace import system_call
-from hookline.bpf._attach_xdp import refuse_occupied
 from hookline.bpf._btf import Btf
 from hookline.bpf._clsact import ClsactFilter
 from hookline.bpf._errors import (
@@ -32,27 +28,31 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
-from hookline.bpf._group import LinkGroup
 from hookline.bpf._info import ProgramInfo
-from hookline.bpf._iterator import Iterator
 from hookline.bpf._link import Link
 from hookline.bpf._link_info import LinkInfo
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._object import Constants, Object
 from hookline.bpf._program import Program, TestRun
-from hookline.bpf._query import Hook, HookEntry, query
 from hookline.bpf._ring import Backlog, Ring
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._system import btfs, links, maps, programs, run_statistics
-from hookline.bpf._targets import TARGETS
 from hookline.bpf._types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
+    from hookline.bpf._attach_cgroup import cgroup_folder
+    from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
+    from hookline.bpf._attach_trace import system_call
+    from hookline.bpf._attach_xdp import refuse_occupied
     from hookline.bpf._code import Function, Jited, MachineFunction, MachineInstruction, SourceLine, Xlated
     from hookline.bpf._disassemble import Instruction, disassemble
+    from hookline.bpf._group import LinkGroup
     from hookline.bpf._holders import Holder, holders, pinned
+    from hookline.bpf._iterator import Iterator
     from hookline.bpf._placements import Placement, placements
+    from hookline.bpf._query import Hook, HookEntry, query
+    from hookline.bpf._targets import TARGETS
     from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
 
 __all__ = [
@@ -118,8 +118,19 @@ __all__ = [
     "trace_pipe",
 ]
 
-# What looks into the whole system is imported when it is first named.
+# What looks into the whole system, and ways onto single hooks, are imported when first named.
 _LATER = {
+    "cgroup_folder": "_attach_cgroup",
+    "MapAttachment": "_attach_socket",
+    "SocketAttachment": "_attach_socket",
+    "system_call": "_attach_trace",
+    "refuse_occupied": "_attach_xdp",
+    "LinkGroup": "_group",
+    "Iterator": "_iterator",
+    "Hook": "_query",
+    "HookEntry": "_query",
+    "query": "_query",
+    "TARGETS": "_targets",
     "Placement": "_placements",
     "placements": "_placements",
     "Function": "_code",

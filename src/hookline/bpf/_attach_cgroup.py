@@ -136,10 +136,10 @@ def attach_netns(program: ProgramHandle, namespace: str | os.PathLike[str] | int
         result = create(program, target, NETNS_HOOKS[program.type])
     finally:
         os.close(target)
-    if result == -errnos.EEXIST:
+    if program.type == "flow_dissector" and -result in (errnos.EEXIST, errnos.E2BIG):
         raise BpfError(
             f"cannot attach program {program.name!r} to {where}",
-            errno=errnos.EEXIST,
+            errno=-result,
             why="it, or the first network namespace, has a flow dissector already; there can be only one",
         )
     if result == -errnos.EINVAL and program.type == "sk_lookup":

@@ -149,4 +149,6 @@ def _refusal(errno: int, what: str, expected_revision: int) -> BpfError:
             why=f"the hook is not at revision {expected_revision} any more; nothing was changed",
             remedy="read the hook again and decide anew",
         )
+    if errno == errnos.EEXIST:
+        return BpfError(what, errno=errno, why="the program is on this hook already; nothing was changed")
     return failure(errno, what, capability="CAP_NET_ADMIN CAP_BPF")

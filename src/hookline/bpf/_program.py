@@ -7,26 +7,15 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hookline.bpf import (
-    _attach_cgroup,
-    _attach_netfilter,
-    _attach_socket,
-    _attach_tc,
-    _attach_trace,
-    _attach_user,
-    _attach_xdp,
-    _iterator,
-    _targets,
-)
-from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
-from hookline.bpf._attach_tc import Place
-from hookline.bpf._group import LinkGroup
-from hookline.bpf._iterator import CgroupOrder, Iterator
-from hookline.bpf._link import Link
 from hookline.bpf._trial import TestRun, TrialRuns
 
 if TYPE_CHECKING:
+    from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
+    from hookline.bpf._attach_tc import Place
     from hookline.bpf._clsact import ClsactFilter
+    from hookline.bpf._group import LinkGroup
+    from hookline.bpf._iterator import CgroupOrder, Iterator
+    from hookline.bpf._link import Link
     from hookline.bpf._map import Map
 
 __all__ = ["Program", "TestRun"]
@@ -62,6 +51,8 @@ class Program(TrialRuns):
             BpfError: The text is none of these forms, or not for a program of this type; the error lists those
                 that are.
         """
+        from hookline.bpf import _targets
+
         return _targets.attach(self, target)
 
     # Interfaces
@@ -81,6 +72,8 @@ class Program(TrialRuns):
             BpfError: There is no such interface, or it has an XDP program (named; nothing is changed).
             NotPermitted: CAP_NET_ADMIN or CAP_BPF is missing.
         """
+        from hookline.bpf import _attach_xdp
+
         return _attach_xdp.attach_xdp(self, interface, mode)
 
     def attach_tc(
@@ -116,6 +109,8 @@ class Program(TrialRuns):
             LinkChanged: The revision is not the expected one.
             BpfError: There is no such interface, or the kernel refuses.
         """
+        from hookline.bpf import _attach_tc
+
         return _attach_tc.attach_tc(
             self,
             interface,
@@ -146,6 +141,8 @@ class Program(TrialRuns):
             after: Run after this one, or after all.
             expected_revision: Fail if the hook's programs changed since this revision (0: never).
         """
+        from hookline.bpf import _attach_tc
+
         return _attach_tc.attach_netkit(
             self, interface, end, before=before, after=after, expected_revision=expected_revision
         )
@@ -167,6 +164,8 @@ class Program(TrialRuns):
                 priority holds one program.
             defragment: Let the kernel put fragments together first (Linux 6.6).
         """
+        from hookline.bpf import _attach_netfilter
+
         return _attach_netfilter.attach_netfilter(self, family, hook, priority, defragment)
 
     # Cgroups, network namespaces, sockets
@@ -179,6 +178,8 @@ class Program(TrialRuns):
             attach_type: The hook, as an `AttachType` or a name such as ``"connect4"``. An object's program
                 knows its own.
         """
+        from hookline.bpf import _attach_cgroup, _targets
+
         if isinstance(attach_type, str):
             attach_type = _targets.one_of(_attach_cgroup.CGROUP_HOOKS, attach_type, "hook of a cgroup")
         return _attach_cgroup.attach_cgroup(self, path, attach_type)
@@ -189,6 +190,8 @@ class Program(TrialRuns):
         Args:
             namespace: A path, a name of ``ip netns``, a descriptor, or None for this thread's.
         """
+        from hookline.bpf import _attach_cgroup
+
         return _attach_cgroup.attach_netns(self, namespace)
 
     def attach_sockmap(
@@ -196,8 +199,9 @@ class Program(TrialRuns):
     ) -> Link | MapAttachment:
         """Attach a ``sk_msg`` or ``sk_skb`` program to the sockets of a sockmap or sockhash.
 
-        Reading ``FIONREAD`` of such a socket is wrong on some kernels unless a ``sk_skb`` verdict program, which
-        may do nothing, is attached too.
+        A socket takes the programs along that its map has when it is put in; what is attached, updated or detached
+        later is for sockets that come later. Reading ``FIONREAD`` of such a socket is wrong on some kernels unless a
+        ``sk_skb`` verdict program, which may do nothing, is attached too.
 
         Args:
             target: The map.
@@ -206,6 +210,8 @@ class Program(TrialRuns):
         Returns:
             A `Link` (Linux 6.10), or an attachment with a link's manners that cannot be pinned.
         """
+        from hookline.bpf import _attach_socket
+
         return _attach_socket.attach_sockmap(self, target, kind)
 
     def attach_socket(self, target: socket.socket | int) -> SocketAttachment:
@@ -216,6 +222,8 @@ class Program(TrialRuns):
         Args:
             target: A socket, or its descriptor.
         """
+        from hookline.bpf import _attach_socket
+
         return _attach_socket.attach_socket(self, target)
 
     def attach_socket_of(self, pid: int, fd: int) -> SocketAttachment:
@@ -225,6 +233,8 @@ class Program(TrialRuns):
             pid: The process.
             fd: Its descriptor's number, as ``/proc/PID/fd`` shows.
         """
+        from hookline.bpf import _attach_socket
+
         return _attach_socket.attach_socket_of(self, pid, fd)
 
     # The kernel's own code
@@ -236,6 +246,8 @@ class Program(TrialRuns):
             name: ``GROUP/NAME``.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_tracepoint(self, name, cookie)
 
     def attach_raw_tracepoint(self, name: str) -> Link:
@@ -244,6 +256,8 @@ class Program(TrialRuns):
         Raises:
             BpfError: There is none of that name, or the kernel refuses.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_raw_tracepoint(self, name)
 
     def attach_kprobe(
@@ -257,6 +271,8 @@ class Program(TrialRuns):
             returns: Run when it returns rather than when it begins.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_kprobe(self, function, offset=offset, returns=returns, cookie=cookie)
 
     def attach_kprobe_multi(
@@ -269,6 +285,8 @@ class Program(TrialRuns):
             returns: Run when they return rather than when they begin.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_kprobe_multi(self, functions, returns=returns, cookie=cookie)
 
     def attach_tracing(self) -> Link:
@@ -276,6 +294,8 @@ class Program(TrialRuns):
 
         Where was decided before the load, by its section or by `Object.set_attach_target`.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_tracing(self)
 
     def attach_iterator(
@@ -296,6 +316,8 @@ class Program(TrialRuns):
             cgroup: Where to begin (the ``cgroup`` iterator).
             order: In which order from there.
         """
+        from hookline.bpf import _iterator
+
         return _iterator.attach_iterator(
             self, map=map, process=process, thread=thread, cgroup=cgroup, order=order
         )
@@ -320,6 +342,8 @@ class Program(TrialRuns):
             cpus: Only on these CPUs.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_trace
+
         return _attach_trace.attach_perf_event(
             self, event, frequency_hz=frequency_hz, period=period, pid=pid, cpus=cpus, cookie=cookie
         )
@@ -349,6 +373,8 @@ class Program(TrialRuns):
                 crash.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_user
+
         return _attach_user.attach_uprobe(
             self, path, function, offset=offset, pid=pid, returns=returns, cookie=cookie
         )
@@ -371,6 +397,8 @@ class Program(TrialRuns):
             returns: Run when they return rather than when they begin.
             cookie: A number that ``bpf_get_attach_cookie()`` tells the program.
         """
+        from hookline.bpf import _attach_user
+
         return _attach_user.attach_uprobe_multi(
             self, path, functions, pid=pid, returns=returns, cookie=cookie
         )

@@ -125,20 +125,20 @@ def test_a_function_that_is_not_there(hooked: Open) -> None:
 def test_kprobe_multi(hooked: Open, returns: bool) -> None:
     supported("kprobe.multi")
     hook = hooked("kretprobe_multi" if returns else "kprobe_multi")
-    one, other = bpf.system_call("getppid"), bpf.system_call("getpgrp")
+    one, other = bpf.system_call("getcwd"), bpf.system_call("getpgid")
     kind = "kretprobe.multi" if returns else "kprobe.multi"
     for link in each(
         lambda: hook.program.attach_kprobe_multi([one, other], returns=returns),
         lambda: hook.program.attach(f"{kind}:{one},{other}"),
-        lambda: hook.program.attach_kprobe_multi(one.replace("getppid", "getp[pg][ir][dp]"), returns=returns),
+        lambda: hook.program.attach_kprobe_multi(one.replace("getcwd", "get[cp][wg][di]*"), returns=returns),
     ):
         assert isinstance(link, bpf.Link)
         assert link.hook == "kprobe_multi"
         assert link.info.count in (0, 2)  # told from Linux 6.6 on
         with hook.more(5):
             for _ in range(5):
-                os.getpgrp()
-        fires(hook, link, getppid)
+                os.getpgid(0)
+        fires(hook, link, os.getcwd)
     with pytest.raises(bpf.BpfError, match="no function of the kernel matches 'qq\\*'"):
         hook.program.attach_kprobe_multi("qq*")
     with pytest.raises(bpf.BpfError, match="did you mean"):
@@ -160,7 +160,8 @@ def test_without_kprobes_it_says_so(hooked: Open) -> None:
 @pytest.mark.parametrize("name", ["fentry", "fexit", "fmod_ret"])
 def test_entry_exit_and_return(hooked: Open, name: str) -> None:
     supported(name)
-    hook = hooked(name, target=(bpf.system_call("getcwd"), None))
+    # A return may be changed only where the kernel says so; security_* functions are such.
+    hook = hooked(name, target=("security_socket_create", None))
     for link in each(
         hook.program.attach,
         lambda: hook.program.attach("tracing"),
@@ -168,7 +169,7 @@ def test_entry_exit_and_return(hooked: Open, name: str) -> None:
     ):
         assert link.hook == "tracing"
         assert link.info.target == {"fmod_ret": "modify_return"}.get(name, name)
-        fires(hook, link, os.getcwd)
+        fires(hook, link, lambda: socket.socket().close())
 
 
 def test_lsm(hooked: Open) -> None:
