@@ -19,9 +19,9 @@ demo: ## balance real traffic in a lab of network namespaces (about half a minut
 	@.venv/bin/hookline demo $(ARGS)
 
 .PHONY: test
-test: ## unit, kernel and lab tests
+test: ## unit, kernel and lab tests, and the core of the kernel tests on Linux 6.1 and 6.12
 	@tools/setup $@
-	@$(PYTHON) -m pytest tests/unit tests/kernel tests/lab $(ARGS)
+	@$(PYTHON) -m pytest tests/unit tests/kernel tests/lab tests/vm $(ARGS)
 
 .PHONY: test-all
 test-all: ## all tests, slow ones too
@@ -31,7 +31,12 @@ test-all: ## all tests, slow ones too
 .PHONY: test-vm
 test-vm: ## kernel tests on Debian's kernels 6.1 and 6.12, in virtual machines
 	@tools/setup $@
-	@$(PYTHON) -m tools.vm --timeout 1800 .venv/bin/python -m pytest tests/kernel --ignore tests/kernel/test_setup.py $(ARGS)
+	@$(PYTHON) -m tools.vm --together --timeout 3600 .venv/bin/python -m pytest tests/kernel --ignore tests/kernel/test_setup.py $(ARGS)
+
+.PHONY: kernels-table
+kernels-table: ## docs/kernels.md anew: what runs on which kernel, by the tests that show it
+	@tools/setup $@
+	@$(PYTHON) -m tools.kernels_table $(ARGS)
 
 .PHONY: test-fresh
 test-fresh: ## make demo and make test in a fresh Debian 12

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,14 +19,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from tools.vm.kernels import Kernel, VmError
 
-__all__ = ["Machine", "Outcome"]
+__all__ = ["RESULTS", "Machine", "Outcome", "Stream"]
 
-BOOT_S = 60.0
-BOOTS = 2  # one start in some 120 hung before the kernel had said a word
+RESULTS = "/run/hookline-vm/results"
+"""Inside: what a command leaves there is handed back."""
+
+BOOT_S = 120.0
+SILENT_S = 20.0
+BOOTS = 3
 POLL_S = 0.1
 # QEMU 7.2 computes some of AVX2 wrongly: NumPy's argsort, for one, came out unsorted.
 _PROCESSOR = "max,-avx,-avx2,-f16c,-fma"
@@ -33,6 +38,19 @@ _HERE = Path(__file__).parent
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 _PASSED_ON = re.compile("HOOKLINE_(?!TEST_RUN$|STATE$)|NO_COLOR$|COLUMNS$")
 _TROUBLE = re.compile(r"\b(BUG|WARNING|Oops|general protection fault|lockup)\b")
+
+
+class Stream(Protocol):
+    """Where output goes."""
+
+    def write(self, text: str, /) -> int:
+        """Takes some of it."""
+
+    def flush(self) -> None:
+        """Shows what was taken."""
+
+
+_Streams = tuple[Stream, Stream]
 
 
 class _NotUpError(VmError):
@@ -65,35 +83,53 @@ class Machine:
     memory_mib: int = 2048
     accelerator: str = "tcg,thread=multi"
 
-    def run(self, command: Sequence[str], *, folder: Path, timeout_s: float) -> Outcome:
-        """Runs a command in a machine of its own; its output goes to this process's.
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        timeout_s: float,
+        stdout: Stream | None = None,
+        stderr: Stream | None = None,
+        results: Path | None = None,
+    ) -> Outcome:
+        """Runs a command in a machine of its own.
 
         Args:
             command: The words of the command.
             folder: Where it runs: a path of the host.
             timeout_s: When to give up, counted from the command's start.
+            stdout: Where its output goes as it comes; this process's by default.
+            stderr: The same for what it says of errors.
+            results: A folder for the files that the command left in `RESULTS`.
 
         Raises:
             VmError: The machine does not start, or ends without an exit status, or the time is over.
         """
+        streams = (stdout or sys.stdout, stderr or sys.stderr)
         for attempt in range(BOOTS):
             try:
-                return self._run_once(command, folder, timeout_s)
+                return self._run_once(command, folder, timeout_s, streams, results)
             except _NotUpError as error:
                 if attempt + 1 == BOOTS:
                     raise
-                print(f"vm: once more, for {error}", file=sys.stderr, flush=True)
+                print(f"vm: once more, for {error}", file=streams[1], flush=True)
         raise AssertionError
 
-    def _run_once(self, command: Sequence[str], folder: Path, timeout_s: float) -> Outcome:
+    def _run_once(
+        self, command: Sequence[str], folder: Path, timeout_s: float, streams: _Streams, results: Path | None
+    ) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="hookline-vm-") as work:
             job = Path(work) / "job"
-            job.mkdir()
+            (job / "results").mkdir(parents=True)
             self._write_job(job, command, folder)
             initrd = Path(work) / "initrd"
             self._write_initrd(Path(work) / "tree", initrd, folder.resolve())
             with self._started(job, initrd, Path(work) / "console") as process:
-                return _follow(process, job, Path(work) / "console", timeout_s)
+                outcome = _follow(process, job, Path(work) / "console", timeout_s, streams)
+            if results is not None:
+                shutil.copytree(job / "results", results, dirs_exist_ok=True)
+            return outcome
 
     def _write_job(self, job: Path, command: Sequence[str], folder: Path) -> None:
         settings = {name: value for name, value in os.environ.items() if _PASSED_ON.match(name)}
@@ -162,7 +198,9 @@ class Machine:
             process.wait()
 
 
-def _follow(process: subprocess.Popen[bytes], job: Path, console: Path, timeout_s: float) -> Outcome:
+def _follow(
+    process: subprocess.Popen[bytes], job: Path, console: Path, timeout_s: float, streams: _Streams
+) -> Outcome:
     """Copies the output as it comes, until there is a status."""
     begun = time.monotonic()
     started = 0.0
@@ -171,8 +209,8 @@ def _follow(process: subprocess.Popen[bytes], job: Path, console: Path, timeout_
             # In this order: what was written before the machine ended, or the status came, is read after it.
             ended = process.poll() is not None
             finished = (job / "status").exists()
-            _copy(stdout, sys.stdout)
-            _copy(stderr, sys.stderr)
+            _copy(stdout, streams[0])
+            _copy(stderr, streams[1])
             now = time.monotonic()
             if not started and (job / "started").exists():
                 started = now
@@ -182,6 +220,10 @@ def _follow(process: subprocess.Popen[bytes], job: Path, console: Path, timeout_
                 return Outcome(status, started - begun, now - started, tuple(complaints))
             if ended:
                 raise VmError(_last_words("the machine ended without an exit status", console))
+            if not started and now - begun > SILENT_S and not _lines(console):
+                raise _NotUpError(
+                    _last_words(f"the machine had not said a word after {SILENT_S:.0f} s", console)
+                )
             if not started and now - begun > BOOT_S:
                 raise _NotUpError(_last_words(f"the machine was not up after {BOOT_S:.0f} s", console))
             if started and now - started > timeout_s:
@@ -189,7 +231,7 @@ def _follow(process: subprocess.Popen[bytes], job: Path, console: Path, timeout_
             time.sleep(POLL_S)
 
 
-def _copy(source: TextIO, target: TextIO) -> None:
+def _copy(source: TextIO, target: Stream) -> None:
     if text := source.read():
         target.write(text)
         target.flush()

@@ -55,6 +55,7 @@ def tcx() -> None:
 # XDP
 
 
+@pytest.mark.feature("hook", "XDP, native and generic")
 def test_xdp_native_on_veth_generic_on_lo(loaded: bpf.Object, wire: Wire, links_before: set[int]) -> None:
     program = loaded.programs["xdp_drop"]
     with program.attach_xdp("near") as link:
@@ -126,6 +127,7 @@ def test_someone_elses_xdp_program_stays(loaded: bpf.Object, wire: Wire) -> None
         pass
 
 
+@pytest.mark.feature("other", "a link's program replaced in place")
 def test_update_with_the_expected_program(loaded: bpf.Object, kinds: Path, wire: Wire) -> None:
     with bpf.Object.open(kinds) as other:
         other.load()
@@ -153,6 +155,7 @@ def test_update_with_the_expected_program(loaded: bpf.Object, kinds: Path, wire:
 # Life
 
 
+@pytest.mark.feature("other", "a pinned link outlives its process")
 def test_a_pinned_link_outlives_its_process(
     kinds: Path, pins: Path, wire: Wire, links_before: set[int]
 ) -> None:
@@ -262,7 +265,9 @@ def test_a_link_whose_interface_went(loaded: bpf.Object, wire: Wire) -> None:
 # Traffic control
 
 
-@pytest.mark.parametrize("hook", ["tcx", "clsact"])
+@pytest.mark.parametrize(
+    "hook", [pytest.param(hook, marks=pytest.mark.feature("hook", hook)) for hook in ("tcx", "clsact")]
+)
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
 def test_traffic_control(
     loaded: bpf.Object, wire: Wire, hook: Any, direction: Any, request: pytest.FixtureRequest
@@ -307,6 +312,7 @@ def test_without_tcx_clsact_is_chosen(
     assert caught.value.exit_status == 3
 
 
+@pytest.mark.feature("hook", "tcx: order and expected revision")
 @pytest.mark.usefixtures("tcx")
 def test_order_and_revision(loaded: bpf.Object, wire: Wire) -> None:
     """tcx_next goes on to the next program, tc_mark ends the chain."""
@@ -465,6 +471,7 @@ def test_a_thread_attaches_in_its_own_namespace(loaded: bpf.Object, wire: Wire) 
 # Raw tracepoints
 
 
+@pytest.mark.feature("hook", "raw tracepoint")
 def test_raw_tracepoint(
     loaded: bpf.Object, pins: Path, kinds: Path, wire: Wire, links_before: set[int]
 ) -> None:

@@ -138,6 +138,7 @@ def test_reading_spans_many_batches(
     assert sorted(keys.tolist()) == list(range(1000))
 
 
+@pytest.mark.feature("map", "array")
 def test_arrays(loaded: bpf.Object) -> None:
     words = loaded.maps["words_array"]
     words[3] = 33
@@ -159,6 +160,7 @@ def test_arrays(loaded: bpf.Object) -> None:
     assert odd.read()[1][2]["address"].tobytes() == b"\x0a\0\0\0"
 
 
+@pytest.mark.feature("map", "per-CPU hash and array")
 def test_per_cpu_values(loaded: bpf.Object) -> None:
     cpus = bpf.possible_cpus()
     for name in ("cpu_array", "cpu_hash"):
@@ -180,6 +182,7 @@ def test_per_cpu_values(loaded: bpf.Object) -> None:
             counters.write([4], np.zeros((1, cpus + 1), counters.value_dtype))
 
 
+@pytest.mark.feature("map", "LPM trie")
 def test_longest_prefix(loaded: bpf.Object) -> None:
     routes = loaded.maps["routes"]
     routes[(8, b"\x0a\0\0\0")] = 8
@@ -246,6 +249,7 @@ def test_structs_in_batches_from_plain_python(loaded: bpf.Object) -> None:
     assert routes[(32, b"\x0b\0\1\1")] == 2
 
 
+@pytest.mark.feature("map", "array in mapped memory")
 def test_a_view_is_the_memory_itself(loaded: bpf.Object) -> None:
     memory = loaded.maps["seen_memory"]
     view = memory.view()
@@ -268,6 +272,7 @@ def test_a_view_is_the_memory_itself(loaded: bpf.Object) -> None:
     assert not loaded.maps[".rodata"].view().flags.writeable
 
 
+@pytest.mark.feature("other", "frozen maps; a map's memory")
 def test_freeze_and_memory(loaded: bpf.Object) -> None:
     words = loaded.maps["words_hash"]
     assert words.memory_bytes > 1000 * 16
@@ -279,6 +284,7 @@ def test_freeze_and_memory(loaded: bpf.Object) -> None:
     assert not isinstance(caught.value, bpf.NotPermitted)
 
 
+@pytest.mark.feature("map", "program array")
 def test_programs_in_an_array(loaded: bpf.Object) -> None:
     jumps = loaded.maps["jumps"]
     jumps[2] = loaded.programs["xdp_drop"]

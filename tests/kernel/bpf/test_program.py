@@ -145,6 +145,7 @@ def test_big_packets_and_repeats(loaded: bpf.Object) -> None:
     assert loaded.maps["cpu_array"][0].sum() == 1000
 
 
+@pytest.mark.feature("other", "live frames in trial runs")
 def test_live_frames_are_sent(loaded: bpf.Object, wire: Wire, kinds: str) -> None:
     with bpf.Object.open(kinds) as other:
         other.constants["wanted"] = True
@@ -194,6 +195,7 @@ def test_maps_agree_with_bpftool(loaded: bpf.Object) -> None:
         assert found.frozen == bool(shown["frozen"])
 
 
+@pytest.mark.feature("other", "run-time statistics")
 def test_statistics_are_counted_while_wanted(loaded: bpf.Object) -> None:
     program = loaded.programs["xdp_pass"]
     with bpf.run_statistics():

@@ -48,6 +48,7 @@ def mixed(number: int) -> bytes:
     return bytes([number % 256]) * (1 + number % 64)
 
 
+@pytest.mark.feature("ring", "fixed-size records as an array")
 def test_events_are_an_array(rings: bpf.Object) -> None:
     with rings.ring("events", "event") as ring:
         assert ring.dtype == rings.btf.struct("event")
@@ -63,6 +64,7 @@ def test_events_are_an_array(rings: bpf.Object) -> None:
     assert set(events["cpu"]) <= set(range(bpf.possible_cpus()))
 
 
+@pytest.mark.feature("ring", "lost and backlog counts")
 def test_a_full_ring_counts_what_it_loses(rings: bpf.Object) -> None:
     with rings.ring("events", "event") as ring:
         assert ring.lost == 0
@@ -122,6 +124,7 @@ def test_discarded_records_are_passed_over(rings: bpf.Object) -> None:
         assert ring.lost == 0
 
 
+@pytest.mark.feature("ring", "records of any size, one by one")
 def test_records_of_any_size(rings: bpf.Object) -> None:
     with rings.ring("mixed") as ring:
         number = 0
@@ -278,6 +281,7 @@ def test_concurrent_producers(large: bpf.Object) -> None:
         assert (np.diff(own) > 0).all()
 
 
+@pytest.mark.feature("ring", "events in an event loop")
 def test_events_in_an_event_loop(rings: bpf.Object) -> None:
     async def main() -> list[int]:
         seen: list[int] = []
