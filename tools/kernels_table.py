@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tools.vm import kernels, results
 from tools.vm.kernels import VmError
+from tools.vm.machine import RESULTS
 from tools.vm.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,12 @@ class Column:
     where: str
     tests: dict[str, int] = field(default_factory=dict)
     features: dict[str, str] = field(default_factory=dict)
+
+
+def test_files() -> list[str]:
+    """The files with tests that show a feature."""
+    found = sorted((ROOT / TESTS).rglob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in found if "mark.feature(" in path.read_text()]
 
 
 def features(found: Iterable[Result]) -> dict[str, str]:
@@ -127,12 +134,13 @@ def record() -> list[Column]:
     """
     with tempfile.TemporaryDirectory(prefix="hookline-kernels-") as work:
         folder = Path(work)
-        command = ["env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", TESTS, "-m", MARKED]
-        inside = [*command, "-q", "--junit-xml=/run/hookline-vm/results/report.xml"]
+        command = ["env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", "-m", MARKED]
+        command += ["-q", *test_files()]
+        inside = [*command, f"--junit-xml={RESULTS}/report.xml"]
         machines = [sys.executable, "-m", "tools.vm", "--together", "--timeout", str(_TIMEOUT_S)]
         subprocess.run([*machines, "--results", str(folder), *inside], cwd=ROOT, check=False)
         here = folder / "here" / "report.xml"
-        subprocess.run([*command, "-q", f"--junit-xml={here}"], cwd=ROOT, check=False)
+        subprocess.run([*command, f"--junit-xml={here}"], cwd=ROOT, check=False)
         columns = [
             _column(name, kernels.get(name).release, "Debian's", folder / name / "report.xml")
             for name in kernels.SUITES

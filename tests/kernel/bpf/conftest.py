@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ from tests.kernel.bpf.hooks import Hooked, open_hooks
 from tests.requirements import missing_for, need
 
 PROGRAMS = Path(__file__).with_name("programs")
+OBJECTS = Path(__file__).resolve().parents[3] / "build" / "test-objects"
 _CLONE_NEWNET = 0x40000000
 
 
@@ -41,27 +43,45 @@ def clang() -> str:
 
 @pytest.fixture(scope="session")
 def compiled(clang: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a program of ``programs/``, or C text, with extra flags; once for each."""
+    """Compiles a program of ``programs/``, or C text, with extra flags; once for each.
+
+    Objects are kept in ``build/``: a virtual machine, which takes long to compile, tests the very ones that were tested here.
+    """
     folder = tmp_path_factory.mktemp("objects")
     done: dict[tuple[str, ...], Path] = {}
 
     def compile_one(source: str, *flags: str) -> Path:
         key = (source, *flags)
         if key not in done:
+            path = PROGRAMS / f"{source}.bpf.c"
             if "\n" in source:
                 path = folder / f"text{len(done)}.bpf.c"
                 path.write_text(source)
-            else:
-                path = PROGRAMS / f"{source}.bpf.c"
-            target = folder / f"{len(done)}" / f"{path.name.removesuffix('.c')}.o"
-            target.parent.mkdir()
             flags = flags or ("-g",)
             common = ["-O2", "-mcpu=v3", "-target", "bpf", "-Wall", "-Werror", "-I", str(PROGRAMS)]
-            subprocess.run([clang, *common, *flags, "-c", str(path), "-o", str(target)], check=True)
+            words = [clang, *common, *flags]
+            kept = _kept_object(words, path)
+            if not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                fresh = kept.with_suffix(f".{os.getpid()}")
+                subprocess.run([*words, "-c", str(path), "-o", str(fresh)], check=True)
+                fresh.replace(kept)
+            target = folder / f"{len(done)}" / f"{path.name.removesuffix('.c')}.o"
+            target.parent.mkdir()
+            target.write_bytes(kept.read_bytes())
             done[key] = target
         return done[key]
 
     return compile_one
+
+
+def _kept_object(words: list[str], source: Path) -> Path:
+    """Where an object of these bytes, headers, flags and compiler is kept."""
+    compiler = os.stat(shutil.which(words[0]) or words[0])
+    digest = hashlib.sha256(f"{words} {source.name} {compiler.st_size} {compiler.st_mtime_ns}".encode())
+    for path in (source, *sorted(PROGRAMS.glob("*.h"))):
+        digest.update(path.read_bytes())
+    return OBJECTS / f"{digest.hexdigest()[:32]}.o"
 
 
 @pytest.fixture(scope="session")
