@@ -118,12 +118,13 @@ def page(columns: Sequence[Column]) -> str:
         lines.append("| --- |" + " --- |" * len(columns))
         for name in rows:
             cells = (_cell(column.features.get(name, "not tested")) for column in columns)
-            lines.append(f"| {name.partition(': ')[2]} | {' | '.join(cells)} |")
+            row = (text.replace("|", "\\|") for text in (name.partition(": ")[2], *cells))
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(value: str) -> str:
-    return YES if value == YES else f"no: {value}".replace("|", "\\|")
+    return YES if value == YES else f"no: {value}"
 
 
 def record() -> list[Column]:

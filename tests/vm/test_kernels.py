@@ -28,7 +28,7 @@ CORE = (
     *("env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
     *("-m", kernels_table.MARKED, f"--junit-xml={RESULTS}/{REPORT}", *kernels_table.test_files()),
 )
-TOGETHER_S = 280.0
+TIMEOUT_S = 600.0
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -66,7 +66,7 @@ def runs(
         folder.mkdir()
         try:
             outcome = Machine(machines[name]).run(
-                CORE, folder=ROOT, timeout_s=TOGETHER_S, stdout=output, stderr=output, results=folder
+                CORE, folder=ROOT, timeout_s=TIMEOUT_S, stdout=output, stderr=output, results=folder
             )
             return Run(machines[name].release, outcome, output.getvalue(), results.read(folder / REPORT))
         except VmError as error:
