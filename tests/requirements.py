@@ -1,7 +1,7 @@
 """What tests need of the machine, and what happens where it is missing: a skip that names the missing thing,
 or a failure where ``HOOKLINE_REQUIRE`` says that this machine should have it.
 
-    HOOKLINE_REQUIRE=kernel,lab make test
+    HOOKLINE_REQUIRE=kernel,lab,vm make test
 
 The groups are the folders of tests: ``kernel`` (root and bpf), ``lab`` (network namespaces), ``vm`` (QEMU).
 """
