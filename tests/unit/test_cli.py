@@ -101,18 +101,26 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
     assert cli.run([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"Usage: hookline {name} ")
-    if name != "lab":
+    if not hasattr(importlib.import_module(f"hookline.cli.{COMMANDS[name].module}"), "app"):
         assert "Examples:" in shown
         assert f"hookline {name}" in shown.partition("Examples:")[2]
         assert "--json" in shown
 
 
-@pytest.mark.parametrize("name", ["up", "down", "list", "exec", "probe"])
-def test_the_lab_is_mounted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["lab", name, "--help"]) == 0
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        *(("lab", name) for name in ("up", "down", "list", "exec", "probe")),
+        *(("programs", name) for name in ("list", "inspect", "dump", "log", "stats", "load", "unload")),
+        *(("maps", name) for name in ("list", "dump", "watch", "update", "delete")),
+    ],
+)
+def test_groups_have_their_commands(group: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([group, name, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"Usage: hookline lab {name} ")
-    assert "Examples:" in shown
+    assert shown.startswith(f"Usage: hookline {group} {name} ")
+    assert f"hookline {group} {name}" in shown.partition("Examples:")[2]
+    assert "--json" in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)

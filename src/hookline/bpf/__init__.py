@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from hookline.bpf._iterator import Iterator
     from hookline.bpf._placements import Placement, placements
     from hookline.bpf._query import Hook, HookEntry, query
-    from hookline.bpf._targets import TARGETS
+    from hookline.bpf._targets import TARGETS, target_types
     from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
 
 __all__ = [
@@ -115,6 +115,7 @@ __all__ = [
     "refuse_occupied",
     "run_statistics",
     "system_call",
+    "target_types",
     "trace_pipe",
 ]
 
@@ -131,6 +132,7 @@ _LATER = {
     "HookEntry": "_query",
     "query": "_query",
     "TARGETS": "_targets",
+    "target_types": "_targets",
     "Placement": "_placements",
     "placements": "_placements",
     "Function": "_code",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError
 
 __all__ = ["Info", "ProgramInfo", "describe"]
+
+_KEPT = 15
 
 
 class Info(ctypes.Structure):
@@ -67,7 +70,7 @@ class ProgramInfo:
 
     Attributes:
         id: The kernel's number for it.
-        name: At most 15 characters.
+        name: The C function's; cut off at 15 characters where it came without types, or these may not be read.
         type: The kernel's name: ``"xdp"``, ``"sched_cls"``, …
         tag: A hash of the instructions, 16 hexadecimal digits.
         instructions: How many it has after verification.
@@ -139,7 +142,7 @@ def describe(fd: int) -> ProgramInfo:
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return ProgramInfo(
         id=info.id,
-        name=info.name.decode(errors="replace"),
+        name=_name(fd, info),
         type=_syscall.name_of(_syscall.PROGRAM_TYPES, info.type),
         tag=bytes(info.tag).hex(),
         instructions=info.xlated_prog_len // 8,
@@ -159,6 +162,25 @@ def describe(fd: int) -> ProgramInfo:
         attach_btf_id=info.attach_btf_id,
         bound_interface=info.ifindex,
     )
+
+
+def _name(fd: int, info: Info) -> str:
+    """The kernel keeps 15 characters of a name; the types have all of it."""
+    from hookline.bpf import _types
+
+    kept: str = info.name.decode(errors="replace")
+    if len(kept) < _KEPT or not info.btf_id or info.func_info_rec_size < 8:
+        return kept
+    record = ctypes.create_string_buffer(info.func_info_rec_size)
+    again = Info(
+        func_info=_syscall.address(record), nr_func_info=1, func_info_rec_size=info.func_info_rec_size
+    )
+    try:
+        _syscall.info(fd, again, "a program")
+        whole = _types.name(info.btf_id, int.from_bytes(record.raw[4:8], sys.byteorder))
+    except BpfError:
+        return kept
+    return whole if whole.startswith(kept) else kept
 
 
 def _memory(fd: int) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hookline.bpf._link import Link
     from hookline.bpf._program import Program
 
-__all__ = ["TARGETS", "attach", "from_section", "one_of"]
+__all__ = ["TARGETS", "attach", "from_section", "one_of", "target_types"]
 
 _Value = TypeVar("_Value")
 
@@ -38,17 +38,10 @@ class _Target:
 def attach(program: Program, target: str) -> Link | ClsactFilter | LinkGroup:
     """Attach by a target's text, or by the section; see `Program.attach`."""
     text = target or from_section(program.section)
-    kind, _, where = text.partition(":")
+    _, _, where = text.partition(":")
     if not text:
         raise _unplaced(program)
-    if kind not in _TARGETS:
-        close = difflib.get_close_matches(kind, _TARGETS, 1)
-        raise BpfError(
-            f"{text!r} is no place to attach to",
-            remedy=(f"did you mean {close[0]}? " if close else "")
-            + f"Write {_forms(program) or ', '.join(TARGETS)}",
-        )
-    chosen = _TARGETS[kind]
+    kind, chosen = _kind(text, _forms(program))
     if program.type not in chosen.types:
         raise BpfError(
             f"cannot attach program {program.name!r} to {text}",
@@ -56,6 +49,15 @@ def attach(program: Program, target: str) -> Link | ClsactFilter | LinkGroup:
             remedy=f"write {_forms(program)}" if _forms(program) else _otherwise(program),
         )
     return chosen.attach(program, where)
+
+
+def target_types(target: str) -> tuple[str, ...]:
+    """The program types that a target takes: ``("xdp",)`` for ``"xdp:eth0"``.
+
+    Raises:
+        BpfError: It is no target; the error lists the forms.
+    """
+    return _kind(target, "")[1].types
 
 
 def from_section(section: str) -> str:
@@ -239,6 +241,18 @@ TARGETS = tuple(target.form for target in _TARGETS.values())
 
 
 # What is wrong with a text
+
+
+def _kind(text: str, forms: str) -> tuple[str, _Target]:
+    """A target's kind; where there is none such, an error that lists the given forms, or all."""
+    kind = text.partition(":")[0]
+    if kind in _TARGETS:
+        return kind, _TARGETS[kind]
+    close = difflib.get_close_matches(kind, _TARGETS, 1)
+    raise BpfError(
+        f"{text!r} is no place to attach to",
+        remedy=(f"did you mean {close[0]}? " if close else "") + f"Write {forms or ', '.join(TARGETS)}",
+    )
 
 
 def _forms(program: Program) -> str:

@@ -14,7 +14,7 @@ from hookline.bpf._btf import _EXTRA, _HEADER, _TYPE, Btf, Kind
 from hookline.bpf._errors import BpfError, FeatureMissing
 from hookline.bpf._syscall import Command
 
-__all__ = ["BtfInfo", "by_id", "describe", "names", "vmlinux"]
+__all__ = ["BtfInfo", "by_id", "describe", "name", "names", "vmlinux"]
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
@@ -51,10 +51,10 @@ class BtfInfo:
 
 def describe(fd: int) -> BtfInfo:
     """What the kernel says of a BTF descriptor."""
-    name = ctypes.create_string_buffer(64)
-    info = _Info(name=_syscall.address(name), name_len=len(name))
+    room = ctypes.create_string_buffer(64)
+    info = _Info(name=_syscall.address(room), name_len=len(room))
     _syscall.info(fd, info, "BTF")
-    text = name.value.decode(errors="replace")
+    text = room.value.decode(errors="replace")
     origin = "program" if not info.kernel_btf else "kernel" if text == "vmlinux" else "module"
     return BtfInfo(info.id, text, info.btf_size, origin)
 
@@ -89,6 +89,12 @@ def names(btf_id: int, wanted: Iterable[int]) -> dict[int, str]:
         if info.origin == "module":
             found |= _scan(data, left, count, _texts(base))[0]
     return found
+
+
+def name(btf_id: int, type_id: int) -> str:
+    """The name of one type of a program's or map's own types; empty where it has none."""
+    data, _ = _read(btf_id)
+    return _scan(data, {type_id}, 1, b"")[0].get(type_id, "")
 
 
 def _read(btf_id: int) -> tuple[bytes, BtfInfo]:
@@ -126,9 +132,9 @@ def _scan(data: bytes, wanted: set[int], number: int, base: bytes) -> tuple[dict
     extra = {kind.value: _EXTRA.get(kind, (0, 0)) for kind in Kind}
     unpack, size = _TYPE.unpack_from, _TYPE.size
     while place < end:
-        name, info, _ = unpack(data, place)
+        text, info, _ = unpack(data, place)
         if number in wanted:
-            found[number] = texts[name : texts.index(0, name)].decode(errors="replace")
+            found[number] = texts[text : texts.index(0, text)].decode(errors="replace")
         fixed, each = extra[info >> 24 & 0x1F]
         place += size + fixed + each * (info & 0xFFFF)
         number += 1

@@ -32,6 +32,8 @@ COMMANDS = {
     "describe": Command("objects", "Show everything about one object"),
     "delete": Command("objects", "Remove objects"),
     "lab": Command("lab", "A small cluster of network namespaces on this machine"),
+    "programs": Command("programs", "The eBPF programs of this machine: list, inspect, dump, load"),
+    "maps": Command("maps", "The eBPF maps of this machine: list, dump, watch"),
     "demo": Command("demo", "Balance real connections while things break"),
     "bench": Command("bench", "Measure every claim on this machine"),
     "version": Command("version", "Show the versions of Hookline, Python and the kernel"),

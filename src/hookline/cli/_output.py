@@ -45,6 +45,16 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
+def size(octets: int) -> str:
+    """A size in octets as a person reads it: ``4.0 KiB``."""
+    value = float(octets)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
 def share(value: float) -> str:
     """A share from 0 to 1 as a percentage."""
     return f"{100 * value:.1f}%"
