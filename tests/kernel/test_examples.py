@@ -9,33 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from hookline.datapath.compiler import compile_program
-from tests.kernel.bpf.conftest import inside
-from tests.requirements import missing_for, need
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "programs"
-
-
-@pytest.fixture
-def loopback(unique_name: Callable[[], str]) -> Iterator[Path]:
-    """A namespace with nothing but ``lo``; the test runs inside it."""
-    need("kernel", missing_for("kernel"))
-    name = unique_name()
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        subprocess.run(["ip", "-n", name, "address", "add", "fd00::1/128", "dev", "lo"], check=True)
-        subprocess.run(["ip", "-n", name, "address", "add", "fd00::2/128", "dev", "lo"], check=True)
-        with inside(Path("/run/netns") / name):
-            yield Path("/run/netns") / name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def receiver(address: str) -> socket.socket:
