@@ -18,7 +18,7 @@ from hookline.bpf import _map_forms, _syscall
 from hookline.bpf._btf import Btf
 from hookline.bpf._btf_encode import Encoder
 from hookline.bpf._codec import unknown_name
-from hookline.bpf._errors import BpfError, FeatureMissing, failure
+from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._map_info import MapDefinition, describe
 from hookline.bpf._syscall import Command, Flag
 
@@ -161,15 +161,14 @@ def _types(
 
 def _refusal(kind: str, name: str, errno: int, max_entries: int) -> BpfError:
     what = f"cannot make the {kind} map {name!r}"
-    since = _map_forms.FEATURES.get(kind)
-    if errno == errnos.EINVAL and since and _release() < tuple(map(int, since.split("."))):
-        return FeatureMissing(f"{kind} map", minimum_kernel=since, errno=errno)
+    if errno == errnos.EINVAL:
+        from hookline.bpf import features
+
+        finding = features.map_type(kind)
+        if finding.answer is features.Answer.NO:
+            return finding.error()
     if errno in (errnos.ENOMEM, errnos.E2BIG):
         return BpfError(
             what, errno=errno, why=f"there is no memory for {max_entries} entries, or they are too large"
         )
     return failure(errno, what)
-
-
-def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])

@@ -2,6 +2,10 @@
 
 The kernel takes a descriptor where such a thing is put in, and answers a number of its own where it is read: a program's
 or a map's id, a socket's cookie, an interface's index. What is given here may be the thing itself.
+
+A socket in a sockmap or sockhash changes: ``ioctl(FIONREAD)`` on it answers 0 on some kernels (6.6.128+, 6.12.75+, 6.18.14+,
+6.19+), as if nothing were there to read, unless the map also has a ``sk_skb`` verdict program, which may simply
+pass everything: attach one beside any ``sk_msg`` program.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import numpy as np
 from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError
 
-__all__ = ["FEATURES", "OWNED", "SPECIAL", "default_dtype", "key", "value"]
+__all__ = ["OWNED", "SPECIAL", "default_dtype", "key", "value"]
 
 OWNED = {"sk_storage", "task_storage", "inode_storage", "cgrp_storage"}
 """Maps whose entries belong to a socket, process, file or cgroup: a descriptor of it is the key."""
@@ -34,9 +38,6 @@ _DESCRIPTORS = {
 _DEVICES = {"devmap", "devmap_hash"}
 _WITH_PROGRAM = {"devmap": "ifindex", "devmap_hash": "ifindex", "cpumap": "queue_size"}
 SPECIAL = {*OWNED, *_DESCRIPTORS, *_WITH_PROGRAM}
-
-FEATURES = {"bloom_filter": "5.16", "user_ringbuf": "6.1", "cgrp_storage": "6.2", "arena": "6.9"}
-"""The first mainline release of the map types that are newer than the oldest kernels about."""
 
 
 def default_dtype(kind: str, what: str, size: int) -> np.dtype[Any] | None:

@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -142,6 +143,47 @@ def test_storage_of_a_process(maps: bpf.Object) -> None:
         os.close(pidfd)
 
 
+@pytest.mark.feature("map", "cgroup_storage")
+def test_storage_of_a_programs_cgroup(maps: bpf.Object, unique_name: Callable[[], str]) -> None:
+    values_of_a_cgroup(maps, "of_cgroup", unique_name())
+
+
+@pytest.mark.feature("map", "percpu_cgroup_storage")
+def test_storage_of_a_programs_cgroup_per_cpu(maps: bpf.Object, unique_name: Callable[[], str]) -> None:
+    values_of_a_cgroup(maps, "of_cgroup_by_cpu", unique_name())
+
+
+SEND = """
+import socket, sys
+sys.stdin.readline()
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for _ in range(3):
+        sender.sendto(b"hello", ("127.0.0.1", 9))
+"""
+
+
+def values_of_a_cgroup(maps: bpf.Object, name: str, folder: str) -> None:
+    """A value for each cgroup that the program is attached to; its key is the folder's inode."""
+    storage = maps.maps[name]
+    path = cgroup2() / folder
+    path.mkdir()
+    try:
+        key = path.stat().st_ino
+        assert key not in storage
+        with maps.programs[f"count_{name}"].attach_cgroup(path):
+            sender = subprocess.Popen([sys.executable, "-c", SEND], stdin=subprocess.PIPE, text=True)
+            (path / "cgroup.procs").write_text(str(sender.pid))
+            sender.communicate("go\n", timeout=60)
+            assert storage[key]["number"].sum() == 3
+            storage[key] = entry(40)
+            assert storage[key]["number"].max() == 40
+            assert storage.keys().tolist() == [key]
+            assert (storage.used, storage.fullness) == (1, None)
+    finally:
+        path.rmdir()
+    eventually(0, lambda: len(storage))  # it goes with the cgroup, not with the link
+
+
 def cgroup2() -> Path:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if " - cgroup2 " in line:
@@ -184,10 +226,8 @@ class open_folder:  # noqa: N801
 def test_storage_of_a_file(tmp_path: Path) -> None:
     try:
         storage = bpf.Map.create("inode_storage", key="i4", value="u8")
-    except bpf.BpfError as error:
-        if error.errno != 22:
-            raise
-        pytest.skip("this kernel has no storage of inodes (CONFIG_BPF_LSM)")
+    except bpf.FeatureMissing as missing:
+        pytest.skip(str(missing))
     with storage, (tmp_path / "one").open("w") as file:
         assert file not in storage
         storage[file] = 8

@@ -3,24 +3,26 @@
 #include "types.h"
 
 // Numbers of enum bpf_map_type that types.h does not name.
-#define TYPE_PERF_EVENT_ARRAY	 4
-#define TYPE_STACK_TRACE	 7
-#define TYPE_CGROUP_ARRAY	 8
-#define TYPE_ARRAY_OF_MAPS	 12
-#define TYPE_HASH_OF_MAPS	 13
-#define TYPE_DEVMAP		 14
-#define TYPE_SOCKMAP		 15
-#define TYPE_CPUMAP		 16
-#define TYPE_XSKMAP		 17
-#define TYPE_SOCKHASH		 18
-#define TYPE_REUSEPORT_SOCKARRAY 20
-#define TYPE_QUEUE		 22
-#define TYPE_STACK		 23
-#define TYPE_SK_STORAGE		 24
-#define TYPE_DEVMAP_HASH	 25
-#define TYPE_TASK_STORAGE	 29
-#define TYPE_BLOOM_FILTER	 30
-#define CREATE_STORAGE		 1
+#define TYPE_PERF_EVENT_ARRAY	   4
+#define TYPE_STACK_TRACE	   7
+#define TYPE_CGROUP_ARRAY	   8
+#define TYPE_ARRAY_OF_MAPS	   12
+#define TYPE_HASH_OF_MAPS	   13
+#define TYPE_DEVMAP		   14
+#define TYPE_SOCKMAP		   15
+#define TYPE_CPUMAP		   16
+#define TYPE_XSKMAP		   17
+#define TYPE_SOCKHASH		   18
+#define TYPE_REUSEPORT_SOCKARRAY   20
+#define TYPE_CGROUP_STORAGE	   19
+#define TYPE_PERCPU_CGROUP_STORAGE 21
+#define TYPE_QUEUE		   22
+#define TYPE_STACK		   23
+#define TYPE_SK_STORAGE		   24
+#define TYPE_DEVMAP_HASH	   25
+#define TYPE_TASK_STORAGE	   29
+#define TYPE_BLOOM_FILTER	   30
+#define CREATE_STORAGE		   1
 
 struct bpf_sock {
 	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4], src_port;
@@ -92,6 +94,16 @@ KEYLESS(filter, TYPE_BLOOM_FILTER);
 
 STORAGE(of_socket, TYPE_SK_STORAGE);
 STORAGE(of_task, TYPE_TASK_STORAGE);
+
+#define OF_CGROUP(NAME, TYPE)                \
+	struct {                             \
+		__uint(type, TYPE);          \
+		__type(key, __u64);          \
+		__type(value, struct value); \
+	} NAME SEC(".maps")
+
+OF_CGROUP(of_cgroup, TYPE_CGROUP_STORAGE);
+OF_CGROUP(of_cgroup_by_cpu, TYPE_PERCPU_CGROUP_STORAGE);
 
 struct inner {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -273,6 +285,17 @@ SEC("xdp") int landed(struct xdp_md *ctx)
 {
 	return XDP_DROP;
 }
+
+#define COUNT_OF(NAME)                                                   \
+	SEC("cgroup_skb/egress") int count_##NAME(struct __sk_buff *skb) \
+	{                                                                \
+		struct value *value = bpf_get_local_storage(&NAME, 0);   \
+		__sync_fetch_and_add(&value->number, 1);                 \
+		return 1;                                                \
+	}
+
+COUNT_OF(of_cgroup)
+COUNT_OF(of_cgroup_by_cpu)
 
 SEC("xdp") int emit(struct xdp_md *ctx)
 {
