@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from hookline.cli import run
 from hookline.datapath.compiler import Clang, CompileError, compile_program, find_clang
 from tests.requirements import missing_program
 from tools.build_objects import INCLUDE, build_all, compile_object, object_of
@@ -182,3 +183,22 @@ def test_no_clang_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.delenv("CLANG", raising=False)
     with pytest.raises(CompileError, match=r"no clang 14 or newer \(apt-get install clang-19\)"):
         find_clang()
+
+
+def test_the_command_builds_beside_the_source(
+    clang: Clang, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.bpf.c").write_text('#include "ring.h"\nRING(events, 4096);\n')
+    sources = [str(tmp_path / f"{name}.bpf.c") for name in ("one", "two")]
+    assert run(["programs", "build", *sources, "--json"]) == 0
+    objects = [str(tmp_path / f"{name}.bpf.o") for name in ("one", "two")]
+    assert json.loads(capsys.readouterr().out) == {"objects": objects}
+    assert all(Path(path).read_bytes()[:4] == b"\x7fELF" for path in objects)
+    assert run(["programs", "build", sources[0], "-o", str(tmp_path / "other.o")]) == 0
+    assert (tmp_path / "other.o").exists()
+    assert run(["programs", "build", *sources, "-o", "x"]) == 2
+    (tmp_path / "one.bpf.c").write_text("int broken(")
+    capsys.readouterr()
+    assert run(["programs", "build", sources[0]]) == 1
+    assert "does not compile" in capsys.readouterr().err

@@ -206,6 +206,44 @@ def stats(
 
 
 @app.command()
+def build(
+    files: Annotated[list[str], typer.Argument(metavar="FILE.bpf.c…", help="Programs in C.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The object; beside its source by default."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile programs of your own with clang, Hookline's headers (packet.h, ring.h) and libbpf's.
+
+    Only this needs a compiler. The objects run on every kernel from 6.1 on.
+
+    \b
+    Examples:
+      hookline programs build count.bpf.c
+      hookline programs build examples/programs/*.bpf.c
+      hookline programs build count.bpf.c -o /tmp/count.bpf.o
+    """
+    from pathlib import Path
+
+    from hookline.cli._output import print_json
+    from hookline.datapath.compiler import compile_program
+
+    if output is not None and len(files) > 1:
+        raise UsageError(
+            "--output is for one program", remedy="leave it out: each object goes beside its source"
+        )
+    made = []
+    for file in files:
+        source = Path(file)
+        made.append(str(compile_program(source, Path(output) if output else source.with_suffix(".o"))))
+        if not as_json:
+            print(made[-1])
+    if as_json:
+        print_json({"objects": made})
+
+
+@app.command()
 def load(
     file: Annotated[str, typer.Argument(metavar="FILE.bpf.o", help="A compiled eBPF object.")],
     attach: Annotated[

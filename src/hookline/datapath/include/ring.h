@@ -2,7 +2,7 @@
 /*
  * A ring buffer that counts what it loses. The kernel does not count records that find no room; these macros
  * do, per CPU, in a second map beside the ring, which Python's Ring finds by its name and sums as
- *`ring.lost`.
+ * `ring.lost`.
  *
  *	struct event { __u64 at_ns; __u32 bytes, reason; };
  *	const struct event *unused_event __attribute__((unused));  // brings the struct into BTF
@@ -14,8 +14,7 @@
  *	event->at_ns = bpf_ktime_get_ns();
  *	ring_submit(event);                                        // or ring_discard(event)
  *
- *	ring_output(events, &event, sizeof(event));                // by copy: any size, also one known at run
- *time
+ *	ring_output(events, &event, sizeof(event));                // by copy, of any size
  *
  * The header needs nothing but libbpf's bpf_helpers.h, and can be copied into any project.
  */
