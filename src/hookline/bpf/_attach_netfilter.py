@@ -56,6 +56,8 @@ def attach_netfilter(
             why=f"priority {priority} is taken there; nothing was changed",
             remedy="choose another priority",
         )
-    if result in (-errnos.EAFNOSUPPORT, -errnos.EOPNOTSUPP):
-        raise FeatureMissing(f"netfilter hook for {family} programs", minimum_kernel="6.4", errno=-result)
+    if result == -errnos.EAFNOSUPPORT:
+        raise FeatureMissing(
+            f"netfilter for {family}", errno=-result, why="it was built without, or has no such module"
+        )
     return Link(made(result, program, where, capability="CAP_NET_ADMIN CAP_BPF"))

@@ -78,13 +78,14 @@ def attach_netkit(
     if isinstance(made, Link):
         return made
     what = f"cannot attach program {program.name!r} to the {end} end of netkit {name}"
-    if made == -errnos.EINVAL and features.tcx().answer is features.Answer.NO:
-        raise FeatureMissing("netkit", minimum_kernel="6.7")
+    found = features.attach("netkit")
+    if found.answer is features.Answer.NO:
+        raise found.error()
     if made in (-errnos.ENXIO, -errnos.EINVAL):
         raise BpfError(
             what,
             errno=-made,
-            why=f"{name} is no netkit device, or the kernel has none (CONFIG_NETKIT, Linux 6.7)",
+            why=f"{name} is no netkit device",
             remedy="for other interfaces use attach_tc",
         )
     if made == -errnos.EACCES:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from hookline.bpf import _syscall
+from hookline.bpf import _syscall, features
 from hookline.bpf._errors import ENOTSUPP, BpfError, FeatureMissing, failure
 from hookline.bpf._group import LinkGroup
 from hookline.bpf._handle import ProgramHandle
@@ -192,13 +192,8 @@ def attach_kprobe_multi(
         ctypes.addressof(cookies) if cookie else 0,
     )
     what = f"cannot attach program {program.name!r} to {where}"
-    if result == -errnos.EOPNOTSUPP:
-        raise FeatureMissing(
-            "kprobe.multi",
-            errno=-result,
-            why="it was built without CONFIG_FPROBE",
-            remedy="use attach_kprobe",
-        )
+    if result < 0 and (found := features.attach("kprobe.multi")).answer is features.Answer.NO:
+        raise FeatureMissing("kprobe.multi", errno=-result, why=found.why, remedy="use attach_kprobe")
     if result in (-errnos.ENOENT, -errnos.ESRCH):
         unknown = [name for name in names if name not in _functions()]
         raise _no_function(BpfError(what, errno=-result), unknown[0] if unknown else names[0], what, 0)
@@ -237,7 +232,9 @@ def _no_function(error: BpfError, function: str, what: str, offset: int) -> BpfE
         return error
     if function in names:
         return error
-    close = difflib.get_close_matches(function, names, 1, 0.8)
+    # Of the tens of thousands, those that begin alike: comparing all takes a second.
+    alike = [name for name in names if name[:2] == function[:2]]
+    close = difflib.get_close_matches(function, alike, 1, 0.8)
     return BpfError(
         what,
         errno=error.errno,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hookline.bpf import features
 from hookline.bpf._elf_symbols import Executable, find_file
 from hookline.bpf._errors import BpfError, FeatureMissing
 from hookline.bpf._handle import ProgramHandle
@@ -89,7 +90,7 @@ def attach_uprobe_multi(
         _MULTI_RETURNS if returns else 0,
         pid or 0,
     )
-    if result in (-errnos.EINVAL, -errnos.EOPNOTSUPP):
+    if result < 0 and features.attach("uprobe.multi").answer is features.Answer.NO:
         raise FeatureMissing("uprobe.multi", minimum_kernel="6.6", errno=-result, remedy="use attach_uprobe")
     if result == -errnos.ESRCH:
         raise BpfError(

@@ -15,14 +15,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hookline.bpf import _arena, _libbpf, _syscall
+from hookline.bpf import _arena, _libbpf, _sections, _syscall
 from hookline.bpf._btf import Btf
 from hookline.bpf._codec import fill, unknown_name
 from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._program import Program
 from hookline.bpf._ring import Ring
-from hookline.bpf._syscall import AttachType
 
 __all__ = ["Constants", "Object"]
 
@@ -30,24 +29,6 @@ _Item = TypeVar("_Item")
 
 # The verifier's log; its pages take memory only once they are written.
 _LOG_BYTES = 64 << 20
-_KPROBE, _SCHED_CLS, _NETFILTER = 2, 3, 32
-_SOCK_ADDR = 18
-_SLEEPABLE = 1 << 4
-# Sections that newer libbpf knows, by what they begin with: program type and expected attach type.
-_NEWER_SECTIONS = {
-    "tcx/ingress": (_SCHED_CLS, AttachType.TCX_INGRESS),
-    "tcx/egress": (_SCHED_CLS, AttachType.TCX_EGRESS),
-    "netkit/primary": (_SCHED_CLS, AttachType.NETKIT_PRIMARY),
-    "netkit/peer": (_SCHED_CLS, AttachType.NETKIT_PEER),
-    "netfilter": (_NETFILTER, AttachType.NETFILTER),
-    "uprobe.multi": (_KPROBE, AttachType.TRACE_UPROBE_MULTI),
-    "uretprobe.multi": (_KPROBE, AttachType.TRACE_UPROBE_MULTI),
-    "cgroup/connect_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_CONNECT),
-    "cgroup/sendmsg_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_SENDMSG),
-    "cgroup/recvmsg_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_RECVMSG),
-    "cgroup/getpeername_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_GETPEERNAME),
-    "cgroup/getsockname_unix": (_SOCK_ADDR, AttachType.CGROUP_UNIX_GETSOCKNAME),
-}
 
 
 class Constants(MutableMapping[str, Any]):
@@ -366,13 +347,12 @@ class Object:
         while handle:
             name = self._library.bpf_program__name(handle).decode(errors="replace")
             section = self._library.bpf_program__section_name(handle).decode(errors="replace")
-            newer = _newer(section)
+            newer = _sections.newer(section)
             if newer is not None:
-                number, attach_type = newer
+                number, attach_type, flags = newer
                 self._library.bpf_program__set_type(handle, number)
                 self._library.bpf_program__set_expected_attach_type(handle, attach_type)
-                if section.partition("/")[0].endswith(".s"):
-                    self._library.bpf_program__set_flags(handle, _SLEEPABLE)
+                self._library.bpf_program__set_flags(handle, flags)
             kind = _syscall.name_of(_syscall.PROGRAM_TYPES, self._library.bpf_program__type(handle))
             self._program_handles[name] = handle
             expected = self._library.bpf_program__expected_attach_type(handle)
@@ -494,11 +474,6 @@ class Object:
         return (
             " ".join(["CAP_PERFMON"] * bool(tracing) + ["CAP_NET_ADMIN"] * bool(network)) or "CAP_NET_ADMIN"
         )
-
-
-def _newer(section: str) -> tuple[int, int] | None:
-    """Type and expected attach type of a section that the oldest libbpf does not know."""
-    return _NEWER_SECTIONS.get(section) or _NEWER_SECTIONS.get(section.partition("/")[0].removesuffix(".s"))
 
 
 class _Named(Mapping[str, _Item]):
