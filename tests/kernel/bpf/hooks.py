@@ -19,10 +19,13 @@ from hookline.bpf import features
 
 GETPPID = {"x86_64": 110, "aarch64": 173}.get(platform.machine(), 173)
 
-# What Debian's kernels lack, and nothing else may be skipped there. Whether "lsm" is there depends on lsm= too.
+# What Debian's kernels lack; nothing else may be skipped there.
 _LACKING = {
-    "6.1": {"tcx", "netkit", "netfilter", "uprobe.multi", "sockmap links", "cgroup/connect_unix", "lsm"},
-    "6.12": {"lsm"},
+    "6.1": {
+        *("tcx", "netkit", "netfilter", "kprobe.multi", "uprobe.multi", "sockmap links"),
+        "cgroup/connect_unix",
+    },
+    "6.12": set[str](),
 }
 
 
@@ -32,7 +35,7 @@ def supported(hook: str) -> None:
     if found:
         return
     release = os.uname().release
-    known = re.match(r"(6\.1|6\.12)\.\d+\+?deb", release)
+    known = re.match(r"(6\.1|6\.12)\.\d.*amd64$", release)
     if known and hook not in _LACKING[known[1]]:
         pytest.fail(f"Linux {release} has {hook}, and the probe says: {found.why}", pytrace=False)
     pytest.skip(f"this kernel has no {hook}: {found.why}")

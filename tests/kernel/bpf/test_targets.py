@@ -12,7 +12,7 @@ import pytest
 from hookline import bpf
 from hookline.bpf._targets import from_section
 from tests.kernel.bpf.conftest import Wire
-from tests.kernel.bpf.hooks import Open
+from tests.kernel.bpf.hooks import Open, supported
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_sections_name_their_target(section: str, target: str) -> None:
     ],
 )
 def test_what_is_no_target(hooked: Open, wire: Wire, name: str, text: str, said: str) -> None:
-    if name == "netfilter" and not bpf.features.attach("netfilter"):
-        pytest.skip("this kernel has no netfilter programs")
+    if name == "netfilter":
+        supported("netfilter")
     with pytest.raises(bpf.BpfError, match=f"(?s){said}"):
         hooked(name).program.attach(text)
 
@@ -183,8 +183,7 @@ def test_links_are_pinned_adopted_and_updated(
     hooked: Open, wire: Wire, pins: Path, name: str, target: str, updates: bool
 ) -> None:
     probe = {"iter_task": "iter", "tcx_ingress": "tcx"}.get(name, name.replace("_multi", ".multi"))
-    if not bpf.features.attach(probe):
-        pytest.skip(f"this kernel has no {probe}: {bpf.features.attach(probe).why}")
+    supported(probe)
     bpf.ensure_tracefs()
     first, second = hooked(name), hooked(name)
     with first.program.attach(target) as link:
