@@ -89,10 +89,11 @@ def attach_cgroup(program: ProgramHandle, path: str | os.PathLike[str], attach_t
     expect_type(program, where, *CGROUP_TYPES)
     kind = attach_type if attach_type is not None else program.expected_attach_type
     kind = _ONLY_HOOK.get(program.type, kind)
-    if kind is None:
+    if kind is None or (attach_type is None and program.section == "cgroup/skb"):
+        told = "its section does not tell" if program.section else "the kernel does not tell"
         raise BpfError(
             f"cannot attach program {program.name!r} to {where}",
-            why=f"a program of type {program.type} has several hooks there, and the kernel does not tell which",
+            why=f"a program of type {program.type} has several hooks there, and {told} which",
             remedy=f"give attach_type: {', '.join(CGROUP_HOOKS)}",
         )
     place = Path(path)

@@ -116,7 +116,7 @@ class LinkGroup:
 
     def __repr__(self) -> str:
         place = f", pinned at {self.pinned}" if self.pinned else ""
-        return f"<LinkGroup of {len(self.links)}: {self.hook}{place}>" if self.links else "<LinkGroup, empty>"
+        return f"<LinkGroup of {len(self.links)}{place}>"
 
 
 class HeldByTarget(ABC):

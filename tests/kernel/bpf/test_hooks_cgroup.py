@@ -122,6 +122,21 @@ def test_packets_of_a_cgroup(hooked: Open, cgroup: Path, family: int) -> None:
             fires(hook, hook.program.attach(f"cgroup:{cgroup}"), send)
 
 
+def test_packets_in_either_direction(hooked: Open, cgroup: Path) -> None:
+    """``SEC("cgroup/skb")`` leaves the direction open."""
+    hook = hooked("cgroup_skb")
+    with pytest.raises(bpf.BpfError, match="its section does not tell which"):
+        hook.program.attach(f"cgroup:{cgroup}")
+    with datagrams() as (one, other):
+
+        def send() -> None:
+            one.sendto(b"x", other.getsockname())
+            other.recv(10)
+
+        for direction in ("ingress", "egress"):
+            fires(hook, hook.program.attach(f"cgroup:{cgroup}:{direction}"), send)
+
+
 @pytest.mark.parametrize(("version", "family"), [(4, V4), (6, V6)])
 def test_names_of_sockets(hooked: Open, cgroup: Path, version: int, family: int) -> None:
     one, other = ends(family)

@@ -149,6 +149,7 @@ EVERY(sk_skb_stream_verdict, "sk_skb/stream_verdict", struct __sk_buff, SK_PASS)
 
 EVERY(cgroup_ingress, "cgroup_skb/ingress", struct __sk_buff, 1)
 EVERY(cgroup_egress, "cgroup_skb/egress", struct __sk_buff, 1)
+EVERY(cgroup_skb, "cgroup/skb", struct __sk_buff, 1)
 EVERY(sock_create, "cgroup/sock_create", void, 1)
 EVERY(sock_release, "cgroup/sock_release", void, 1)
 EVERY(bind4, "cgroup/bind4", void, 1)

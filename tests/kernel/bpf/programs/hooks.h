@@ -42,6 +42,7 @@ enum hook {
 	HOOK_sk_skb_stream_verdict,
 	HOOK_cgroup_ingress,
 	HOOK_cgroup_egress,
+	HOOK_cgroup_skb,
 	HOOK_sock_create,
 	HOOK_sock_release,
 	HOOK_bind4,
