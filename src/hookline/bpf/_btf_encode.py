@@ -28,7 +28,8 @@ class Encoder:
     def add(self, dtype: np.dtype[Any]) -> int:
         """Add a dtype and return its number, or 0 where BTF or the kernel has no way to say it.
 
-        These are members that overlap without all beginning at 0, or with names that are none in C.
+        These are members that overlap without all beginning at 0, floating-point numbers out of line, and members
+        with names that are none in C.
         """
         if dtype not in self._known:
             self._known[dtype] = self._make(dtype)
@@ -73,7 +74,14 @@ class Encoder:
         members = b""
         for name, inner, offset in fields:
             made = self.add(inner)
-            if not made or not name.isidentifier() or not name.isascii() or (overlaps and not is_union):
+            crooked = inner.kind == "f" and offset % inner.itemsize
+            if (
+                not made
+                or crooked
+                or not name.isidentifier()
+                or not name.isascii()
+                or (overlaps and not is_union)
+            ):
                 return 0
             members += struct.pack("=III", self._text(name), made, offset * 8)
         kind = Kind.UNION if is_union else Kind.STRUCT

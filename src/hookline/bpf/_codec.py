@@ -6,10 +6,12 @@ would never be found.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import itertools
 import operator
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +37,10 @@ def encode(dtype: np.dtype[Any], value: object, what: str) -> bytes:
     Raises:
         BpfError: The value does not fit the dtype.
     """
+    if type(value) is int and dtype.kind in "ui" and dtype.isnative:
+        # The commonest case, ten times as fast as by way of an array; what does not fit is refused below.
+        with contextlib.suppress(OverflowError):
+            return value.to_bytes(dtype.itemsize, sys.byteorder, signed=dtype.kind == "i")
     if isinstance(value, bytes | bytearray | memoryview) and dtype.kind != "S":
         return _exactly(bytes(value), dtype.itemsize, what)
     if dtype.subdtype is not None:

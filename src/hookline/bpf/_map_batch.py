@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hookline.bpf import _map_forms, _syscall
 from hookline.bpf._codec import canonical, encode, relaid, same_members
-from hookline.bpf._errors import BpfError, failure
+from hookline.bpf._errors import BpfError, FeatureMissing, failure
 from hookline.bpf._map_handle import ARRAYS, UNSUPPORTED, Array, MapHandle
 from hookline.bpf._syscall import Command
 
@@ -159,7 +159,11 @@ class MapBatches(MapHandle):
                 continue
             if -result in UNSUPPORTED and not started:
                 if remove:
-                    raise failure(-result, f"a {self.type} map cannot be read and emptied at once")
+                    raise FeatureMissing(
+                        f"way to read and empty a {self.type} map at once",
+                        errno=-result,
+                        remedy="read it, then remove the keys",
+                    )
                 yield self._one_by_one()
                 return
             if result < 0 and result not in (-errnos.ENOENT, -errnos.ENOSPC):

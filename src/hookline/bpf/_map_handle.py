@@ -219,19 +219,19 @@ class MapHandle:
             raise KeyError(key)
         raise self._write_failure(-result)
 
-    def _others(self, key: object, value: object, cpu: int) -> Array:
+    def _others(self, key: object, value: object, cpu: int) -> bytes:
         """The values of all CPUs as they are now, one CPU's replaced."""
         cpus = _syscall.possible_cpus()
         if not self.per_cpu or not 0 <= cpu < cpus:
             why = f"there are {cpus} CPUs" if self.per_cpu else f"it is a {self.type}"
             raise BpfError(f"map {self.name!r} has no value of CPU {cpu}", why=why)
         found = self._find(key)
-        slots = np.zeros((cpus, self.value_dtype.itemsize), np.uint8)
+        slots = np.zeros((cpus, rounded(self._definition.value_size)), np.uint8)
         if found is not None:
-            slots[...] = canonical(found).view(np.uint8).reshape(slots.shape)
+            slots[...] = self._padded(found[np.newaxis]).reshape(slots.shape)
         raw = encode(self.value_dtype, value, f"the value of map {self.name!r}")
-        slots[cpu] = np.frombuffer(raw, np.uint8)
-        return slots
+        slots[cpu, : len(raw)] = np.frombuffer(raw, np.uint8)
+        return slots.tobytes()
 
     def __delitem__(self, key: object) -> None:
         with ExitStack() as opened:
@@ -324,11 +324,9 @@ class MapHandle:
         what = f"the value of map {self.name!r}"
         if not self.per_cpu:
             return ctypes.create_string_buffer(encode(self.value_dtype, value, what), size)
-        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 2:
-            padded = np.zeros((len(value), rounded(self._definition.value_size)), np.uint8)
-            padded[:, : value.shape[1]] = value
-            return ctypes.create_string_buffer(padded.tobytes(), size)
-        if isinstance(value, np.ndarray) and value.dtype == self.value_dtype and value.ndim == 1:
+        base, inner = self.value_dtype.subdtype or (self.value_dtype, ())
+        whole = (_syscall.possible_cpus(), *inner)
+        if isinstance(value, np.ndarray) and value.dtype == base and value.shape == whole:
             return ctypes.create_string_buffer(self._padded(value[np.newaxis]).tobytes(), size)
         one = encode(self.value_dtype, value, what).ljust(rounded(self._definition.value_size), b"\0")
         return ctypes.create_string_buffer(one * _syscall.possible_cpus(), size)

@@ -138,7 +138,6 @@ def test_reading_spans_many_batches(
     assert sorted(keys.tolist()) == list(range(1000))
 
 
-@pytest.mark.feature("map", "array")
 def test_arrays(loaded: bpf.Object) -> None:
     words = loaded.maps["words_array"]
     words[3] = 33
@@ -160,7 +159,6 @@ def test_arrays(loaded: bpf.Object) -> None:
     assert odd.read()[1][2]["address"].tobytes() == b"\x0a\0\0\0"
 
 
-@pytest.mark.feature("map", "per-CPU hash and array")
 def test_per_cpu_values(loaded: bpf.Object) -> None:
     cpus = bpf.possible_cpus()
     for name in ("cpu_array", "cpu_hash"):
@@ -182,7 +180,6 @@ def test_per_cpu_values(loaded: bpf.Object) -> None:
             counters.write([4], np.zeros((1, cpus + 1), counters.value_dtype))
 
 
-@pytest.mark.feature("map", "LPM trie")
 def test_longest_prefix(loaded: bpf.Object) -> None:
     routes = loaded.maps["routes"]
     routes[(8, b"\x0a\0\0\0")] = 8
@@ -284,7 +281,6 @@ def test_freeze_and_memory(loaded: bpf.Object) -> None:
     assert not isinstance(caught.value, bpf.NotPermitted)
 
 
-@pytest.mark.feature("map", "program array")
 def test_programs_in_an_array(loaded: bpf.Object) -> None:
     jumps = loaded.maps["jumps"]
     jumps[2] = loaded.programs["xdp_drop"]

@@ -153,7 +153,8 @@ def test_dtypes_that_btf_cannot_say() -> None:
     overlapping = np.dtype({"names": ["a", "b"], "formats": ["u4", "u2"], "offsets": [0, 2], "itemsize": 8})
     odd = np.dtype([("not a name", "u4"), ("b", "u4")])
     union = np.dtype({"names": ["whole", "halves"], "formats": ["<u8", ("<u4", 2)], "offsets": [0, 0]})
-    for dtype, kept in ((overlapping, False), (odd, False), (union, True)):
+    crooked = np.dtype([("a", "u1"), ("b", "<f4")])
+    for dtype, kept in ((overlapping, False), (odd, False), (crooked, False), (union, True)):
         with bpf.Map.create("array", value=dtype, max_entries=2) as made, bpf.Map.from_id(made.id) as again:
             assert made.value_dtype == dtype
             assert (again.value_dtype == dtype) is kept
@@ -261,6 +262,39 @@ def test_writing_and_reading_without_batches(batchless: Callable[..., bpf.Map]) 
     assert devices.used == 0
     with pytest.raises(ValueError, match="shorter"):
         devices.write([1, 2], ["lo"])
+
+
+def test_values_that_are_arrays() -> None:
+    """Also of an odd size, per CPU, by batch, for one CPU, and as memory."""
+    cpus = bpf.possible_cpus()
+    address = np.dtype(("u1", (6,)))
+    with bpf.Map.create("percpu_array", value=address, max_entries=3) as made:
+        each = np.arange(cpus * 6, dtype="u1").reshape(cpus, 6)
+        made[1] = each
+        assert made[1].tolist() == each.tolist()
+        made.put(1, b"abcdef", cpu=1)
+        assert made[1].tolist() == [each[0].tolist(), list(b"abcdef"), *each[2:].tolist()]
+        made.write([2], [each])
+        assert made.read()[1].tolist() == [[[0] * 6] * cpus, made[1].tolist(), each.tolist()]
+        made[0] = (1, 2, 3, 4, 5, 6)
+        assert made[0].tolist() == [[1, 2, 3, 4, 5, 6]] * cpus
+        with pytest.raises(bpf.BpfError):
+            made[0] = each[:-1]
+    with bpf.Map.create("array", value=address, max_entries=3, flags=1 << 10) as made:
+        view = made.view()
+        assert view.shape == (3, 6)
+        view[2] = list(b"uvwxyz")
+        assert bytes(made[2]) == b"uvwxyz"
+        made[1] = b"abcdef"
+        assert bytes(view[1]) == b"abcdef"
+
+
+def test_what_cannot_be_emptied_while_it_is_read() -> None:
+    with (
+        bpf.Map.create("array", value=4, max_entries=3) as made,
+        pytest.raises(bpf.FeatureMissing, match="read and empty a array map at once"),
+    ):
+        made.drain()
 
 
 def test_fullness() -> None:
