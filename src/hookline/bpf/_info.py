@@ -126,7 +126,7 @@ class ProgramInfo:
             found = _types.names(self.attach_btf_object_id, [self.attach_btf_id])
         except BpfError:
             return ""
-        return found.get(self.attach_btf_id, "")
+        return found.get(self.attach_btf_id, "").removeprefix("btf_trace_")
 
 
 def describe(fd: int) -> ProgramInfo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno as errnos
 import functools
 import os
@@ -18,83 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hookline.bpf import _syscall, _system, _types
+from hookline.bpf import _info, _syscall, _system
 from hookline.bpf._errors import BpfError
-from hookline.bpf._syscall import Command
+from hookline.bpf._link_info import LinkInfo, attach_type_name
+from hookline.bpf._syscall import AttachType, Command
 
-__all__ = ["Placement", "attach_name", "placements"]
+__all__ = ["Placement", "placements"]
 
-# ``enum bpf_attach_type``: the kernel's names, the position is the number.
-ATTACH_TYPES = [
-    "cgroup_inet_ingress",
-    "cgroup_inet_egress",
-    "cgroup_inet_sock_create",
-    "cgroup_sock_ops",
-    "sk_skb_stream_parser",
-    "sk_skb_stream_verdict",
-    "cgroup_device",
-    "sk_msg_verdict",
-    "cgroup_inet4_bind",
-    "cgroup_inet6_bind",
-    "cgroup_inet4_connect",
-    "cgroup_inet6_connect",
-    "cgroup_inet4_post_bind",
-    "cgroup_inet6_post_bind",
-    "cgroup_udp4_sendmsg",
-    "cgroup_udp6_sendmsg",
-    "lirc_mode2",
-    "flow_dissector",
-    "cgroup_sysctl",
-    "cgroup_udp4_recvmsg",
-    "cgroup_udp6_recvmsg",
-    "cgroup_getsockopt",
-    "cgroup_setsockopt",
-    "trace_raw_tp",
-    "trace_fentry",
-    "trace_fexit",
-    "modify_return",
-    "lsm_mac",
-    "trace_iter",
-    "cgroup_inet4_getpeername",
-    "cgroup_inet6_getpeername",
-    "cgroup_inet4_getsockname",
-    "cgroup_inet6_getsockname",
-    "xdp_devmap",
-    "cgroup_inet_sock_release",
-    "xdp_cpumap",
-    "sk_lookup",
-    "xdp",
-    "sk_skb_verdict",
-    "sk_reuseport_select",
-    "sk_reuseport_select_or_migrate",
-    "perf_event",
-    "trace_kprobe_multi",
-    "lsm_cgroup",
-    "struct_ops",
-    "netfilter",
-    "tcx_ingress",
-    "tcx_egress",
-    "trace_uprobe_multi",
-    "cgroup_unix_connect",
-    "cgroup_unix_sendmsg",
-    "cgroup_unix_recvmsg",
-    "cgroup_unix_getpeername",
-    "cgroup_unix_getsockname",
-    "netkit_primary",
-    "netkit_peer",
-    "trace_kprobe_session",
-    "trace_uprobe_session",
-]
-_CGROUP_TYPES = [
-    n for n, name in enumerate(ATTACH_TYPES) if name.startswith("cgroup_") or name == "lsm_cgroup"
-]
+_CGROUP_TYPES = [one for one in AttachType if one.name.startswith("CGROUP_")] + [AttachType.LSM_CGROUP]
 _SOCKMAP_TYPES = [
-    ATTACH_TYPES.index(name)
-    for name in ("sk_msg_verdict", "sk_skb_stream_parser", "sk_skb_stream_verdict", "sk_skb_verdict")
+    AttachType.SK_MSG_VERDICT,
+    AttachType.SK_SKB_STREAM_PARSER,
+    AttachType.SK_SKB_STREAM_VERDICT,
+    AttachType.SK_SKB_VERDICT,
 ]
-_NETFILTER_FAMILIES = {2: "ip", 10: "ip6"}
-_NETFILTER_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_PERF_KINDS = ("", "uprobe", "uretprobe", "kprobe", "kretprobe", "tracepoint", "perf_event")
+_TRAFFIC_CONTROL = [
+    AttachType.TCX_INGRESS,
+    AttachType.TCX_EGRESS,
+    AttachType.NETKIT_PRIMARY,
+    AttachType.NETKIT_PEER,
+]
 _TASK_KINDS = ("raw_tracepoint", "tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe")
 _XDP_MODES = (("DRV", "native"), ("SKB", "generic"), ("HW", "offload"))
 _CLSACT = {0xFFFFFFF2: "ingress", 0xFFFFFFF3: "egress"}
@@ -148,50 +92,32 @@ def placements() -> list[Placement]:
         found.append(_described(link, cgroups))
     found += _cgroups_without_links(cgroups, found)
     found += _socket_maps(found)
-    found += _perf_events(found)
+    for one in _perf_events(found):
+        # Before Linux 6.6 a link does not say which event it is on.
+        silent = next(
+            (old for old in found if old == Placement(one.program_id, "perf_event", "", link_id=old.link_id)),
+            None,
+        )
+        if silent is not None and silent.link_id is not None:
+            found.remove(silent)
+            one = dataclasses.replace(one, link_id=silent.link_id)
+        found.append(one)
     return found
 
 
-def attach_name(number: int) -> str:
-    """The kernel's name of an attach type."""
-    return _syscall.name_of(ATTACH_TYPES, number)
-
-
 # Links
-
-
-@dataclass
-class _Link:
-    """A link, and the part of its description that is different for every type."""
-
-    id: int
-    type: str
-    program_id: int
-    detail: bytes
-    name: str
-
-    def number(self, place: int) -> int:
-        return int(struct.unpack_from("=I", self.detail, place)[0])
-
-    def wide(self, place: int) -> int:
-        return int(struct.unpack_from("=Q", self.detail, place)[0])
 
 
 class _Links:
     """All links, of which those on interfaces are taken out where the interface is found."""
 
     def __init__(self) -> None:
-        self._all = {
-            link.id: link
-            for link in _system.every(
-                Command.LINK_GET_NEXT_ID, Command.LINK_GET_FD_BY_ID, "a link", _describe
-            )
-        }
+        self._all = {link.id: link for link in _system.links()}
 
     def on_interface(self, kind: str, index: int, program_id: int) -> int | None:
         """A link of this kind, for this program and an interface of this number; each is given once."""
         for link in self._all.values():
-            if (link.type, link.program_id) == (kind, program_id) and link.number(0) == index:
+            if (link.type, link.program_id) == (kind, program_id) and link.interface_index == index:
                 del self._all[link.id]
                 return link.id
         return None
@@ -199,80 +125,46 @@ class _Links:
     def take(self, link_id: int) -> None:
         self._all.pop(link_id, None)
 
-    def left(self) -> Iterator[_Link]:
+    def left(self) -> Iterator[LinkInfo]:
         return iter(self._all.values())
 
 
-# Where a description has a pointer for a name, and where that name's size: by type, or type and kind of perf event.
-_NAMES = {"raw_tracepoint": (0, 8), "iter": (0, 8), "uprobe_multi": (0, 32), "perf_event": (8, 16)}
-
-
-def _describe(fd: int) -> _Link:
-    head, size = 16, 64
-    buffer = ctypes.create_string_buffer(head + size)
-    _read(fd, buffer)
-    kind, number, program = struct.unpack_from("=III", buffer)
-    link = _Link(number, _syscall.name_of(_syscall.LINK_TYPES, kind), program, buffer.raw[head:], "")
-    if link.type in _NAMES and not (link.type == "perf_event" and link.number(0) in (0, 6)):
-        pointer, length = _NAMES[link.type]
-        text = ctypes.create_string_buffer(_SPACE * 16)
-        again = ctypes.create_string_buffer(head + size)
-        struct.pack_into("=Q", again, head + pointer, ctypes.addressof(text))
-        struct.pack_into("=I", again, head + length, len(text))
-        with contextlib.suppress(BpfError):
-            _read(fd, again)
-            link.detail, link.name = again.raw[head:], text.value.decode(errors="replace")
-    return link
-
-
-def _read(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
-    attr = _syscall.attributes("IIQ", fd, len(buffer), _syscall.address(buffer))
-    _syscall.checked(Command.OBJ_GET_INFO_BY_FD, attr, "cannot read the kernel's description of a link")
-
-
-def _described(link: _Link, cgroups: dict[int, Path]) -> Placement:
-    hook, target, detail, namespace = link.type, link.name, "", ""
+def _described(link: LinkInfo, cgroups: dict[int, Path]) -> Placement:
+    hook, target, detail, namespace = link.type, link.name, attach_type_name(link.attach_type), ""
     match link.type:
         case "xdp" | "tcx" | "netkit":
-            index = link.number(0)
-            # Number 0: the interface is gone, or the link was detached.
-            target, namespace = (f"#{index}", "?") if index else ("", "")
-            detail = attach_name(link.number(4)).rpartition("_")[2] if link.type != "xdp" else ""
+            # Without a number: the interface is gone, or the link was detached.
+            target, namespace = (f"#{link.interface_index}", "?") if link.interface_index else ("", "")
+            detail = detail.rpartition("_")[2]
         case "cgroup":
-            number = link.wide(0)
-            target, detail = str(cgroups.get(number, number)), attach_name(link.number(8))
+            target = str(cgroups.get(link.cgroup_id, link.cgroup_id))
         case "netns":
-            target, detail = _namespace_label(link.number(0)), attach_name(link.number(4))
+            namespace = _namespace_label(link.netns_inode) if link.netns_inode else "?"
         case "tracing":
-            target, detail = _target(link.number(4), link.number(8)), attach_name(link.number(0))
+            target = _traced(link)
         case "perf_event":
-            hook = _PERF_KINDS[link.number(0)] if link.number(0) < len(_PERF_KINDS) else hook
-            hook = hook or link.type
-            if hook in ("kprobe", "kretprobe", "uprobe", "uretprobe"):
-                target += f"+{link.number(20):#x}" if link.number(20) else ""
+            hook = {"": "perf_event", "event": "perf_event"}.get(link.event, link.event)
+            target += f"+{link.offset:#x}" if link.offset else ""
         case "netfilter":
-            family, hooked = link.number(0), link.number(4)
-            target = _NETFILTER_FAMILIES.get(family, str(family))
-            name = _NETFILTER_HOOKS[hooked] if hooked < len(_NETFILTER_HOOKS) else str(hooked)
-            detail = f"{name}, priority {struct.unpack_from('=i', link.detail, 8)[0]}"
+            target, detail = link.protocol_family, f"{link.netfilter_hook}, priority {link.priority}"
         case "kprobe_multi":
-            target = f"{link.number(8)} functions"
+            target = f"{link.count} functions"
         case "uprobe_multi":
-            target += f", {link.number(36)} places"
-        case "struct_ops":
-            target = f"map {link.number(0)}"
+            target += f", {link.count} places"
         case "sockmap":
-            target, detail = f"map {link.number(0)}", attach_name(link.number(4))
+            target = f"map {link.map_id}"
     return Placement(link.program_id, hook, target, detail, namespace, link.id)
 
 
-def _target(object_id: int, type_id: int) -> str:
-    """The name of what a tracing link is on: a function of the kernel, or of a program where the object is one."""
+def _traced(link: LinkInfo) -> str:
+    """What a tracing link is on: a function of the kernel by its type, or what its program was loaded for."""
     with contextlib.suppress(BpfError):
-        found = _types.names(0, [type_id]).get(type_id, "")
-        if found:
-            return found.removeprefix("btf_trace_")
-    return f"object {object_id}, type {type_id}"
+        fd = _syscall.fd_by_id(Command.PROG_GET_FD_BY_ID, link.program_id, "a program")
+        try:
+            return _info.describe(fd).attach_target
+        finally:
+            os.close(fd)
+    return ""
 
 
 # Network namespaces
@@ -366,9 +258,9 @@ def _xdp(message: Any) -> Iterator[tuple[int, str]]:
 
 
 def _tcx(index: int, name: str, label: str, held: _Links) -> Iterator[Placement]:
-    for attach_type in ("tcx_ingress", "tcx_egress", "netkit_primary", "netkit_peer"):
-        hook, _, direction = attach_type.partition("_")
-        for program, link in _query(index, ATTACH_TYPES.index(attach_type)):
+    for attach_type in _TRAFFIC_CONTROL:
+        hook, _, direction = attach_type_name(attach_type).partition("_")
+        for program, link in _query(index, attach_type):
             held.take(link)
             yield Placement(program, hook, name, direction, label, link or None)
 
@@ -442,7 +334,7 @@ def _cgroups_without_links(cgroups: dict[int, Path], known: list[Placement]) -> 
             try:
                 for attach_type in _CGROUP_TYPES:
                     for program, _ in _query(fd, attach_type):
-                        one = Placement(program, "cgroup", str(path), attach_name(attach_type))
+                        one = Placement(program, "cgroup", str(path), attach_type_name(attach_type))
                         if (program, one.target, one.detail) not in linked:
                             yield one
             finally:
@@ -459,7 +351,7 @@ def _socket_maps(known: list[Placement]) -> Iterator[Placement]:
             try:
                 for attach_type in _SOCKMAP_TYPES:
                     for program, _ in _query(fd, attach_type):
-                        one = Placement(program, "sockmap", f"map {found.id}", attach_name(attach_type))
+                        one = Placement(program, "sockmap", f"map {found.id}", attach_type_name(attach_type))
                         if (program, one.target, one.detail) not in linked:
                             yield one
             finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
+import struct
 import subprocess
 import sys
 import threading
@@ -215,6 +218,82 @@ def test_cgroups_with_and_without_links(
         assert of(program) == []
 
 
+TRACING = """
+#include "types.h"
+SEC("tp_btf/sched_switch") int traced(__u64 *ctx)
+{
+	return 0;
+}
+SEC("tracepoint/sched/sched_switch") int scheduled(void *ctx)
+{
+	return 0;
+}
+SEC("uprobe") int probed(void *ctx)
+{
+	return 0;
+}
+SEC("sk_lookup") int looked(void *ctx)
+{
+	return 1;
+}
+SEC("iter/task") int walked(void *ctx)
+{
+	return 0;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def test_what_is_on_no_interface(compiled: Callable[..., Path], wire: Wire) -> None:
+    library = next(
+        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so" in line
+    )
+    with bpf.Object.open(compiled(TRACING)) as obj:
+        programs = obj.load().programs
+        with programs["traced"].attach() as link:
+            (found,) = of(programs["traced"])
+            assert found.target == "sched_switch"
+            assert found.hook in ("raw_tracepoint", "tracing")
+            assert isinstance(link, bpf.Link)
+            assert found.link_id == link.id
+            assert programs["traced"].info.attach_target == "sched_switch"
+        with programs["looked"].attach("netns"):
+            (found,) = of(programs["looked"])
+            assert (found.hook, found.detail, found.namespace) == ("netns", "sk_lookup", "")
+        with programs["walked"].attach():
+            (found,) = of(programs["walked"])
+            assert str(found) == "iter:task"
+        release = [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]]
+        told = release >= [6, 6]
+        with programs["scheduled"].attach():
+            (found,) = of(programs["scheduled"])
+            assert str(found) == ("tracepoint:sched_switch" if told else "perf_event")
+        with programs["probed"].attach(f"uprobe:{library}:malloc"):
+            (found,) = of(programs["probed"])
+            assert found.hook == ("uprobe" if told else "perf_event")
+            assert found.target.startswith(library) or not told
+
+
+def test_perf_events_without_links(compiled: Callable[..., Path]) -> None:
+    """As older programs attach: perf_event_open(2) and an ioctl. The process that holds the event tells it."""
+    bpf.ensure_tracefs()
+    number = int((bpf.pin.TRACEFS / "events/sched/sched_switch/id").read_text())
+    libc = ctypes.CDLL(None, use_errno=True)
+    attributes = ctypes.create_string_buffer(struct.pack("=IIQ", 2, 64, number).ljust(64, b"\0"), 64)
+    # The numbers of perf_event_open(2), PERF_EVENT_IOC_SET_BPF and PERF_EVENT_IOC_ENABLE.
+    open_event = {"x86_64": 298}.get(os.uname().machine, 241)
+    with bpf.Object.open(compiled(TRACING)) as obj:
+        program = obj.load().programs["scheduled"]
+        event = libc.syscall(open_event, attributes, -1, 0, -1, 8)
+        assert event >= 0
+        try:
+            assert libc.ioctl(event, 0x40042408, program.fd) == 0
+            assert libc.ioctl(event, 0x2400, 0) == 0
+            assert of(program) == [bpf.Placement(program.id, "tracepoint", "sched_switch")]
+        finally:
+            os.close(event)
+
+
 # Who holds it
 
 _HOLD = """
@@ -301,8 +380,6 @@ def test_a_thousand_programs_are_listed_soon(kinds: Path) -> None:
 
 
 def _load(raw: bytes) -> int:
-    import ctypes
-
     code, text = ctypes.create_string_buffer(raw, len(raw)), ctypes.create_string_buffer(b"GPL")
     kind = _syscall.PROGRAM_TYPES.index("syscall")
     flags = 1 << 4  # BPF_F_SLEEPABLE, which programs of this type have
