@@ -160,7 +160,7 @@ class MapBatches(MapHandle):
             if -result in UNSUPPORTED and not started:
                 if remove:
                     raise FeatureMissing(
-                        f"way to read and empty a {self.type} map at once",
+                        f"read-and-empty in one call for {self.type} maps",
                         errno=-result,
                         remedy="read it, then remove the keys",
                     )

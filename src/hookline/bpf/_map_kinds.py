@@ -95,7 +95,7 @@ class MapKinds(MapBatches):
         except BpfError as error:
             if error.errno in UNSUPPORTED or error.errno == errnos.EINVAL:
                 raise FeatureMissing(
-                    f"way to read and remove an entry of a {self.type} map at once",
+                    f"read-and-remove in one call for {self.type} maps",
                     errno=error.errno,
                     remedy="read it, then remove it with del",
                 ) from None

@@ -57,7 +57,7 @@ class Backlog(NamedTuple):
 
 
 class Ring:
-    """The reader of a ring buffer map.
+    """The reader of a ring buffer map; not for several threads at once, nor for both sides of a fork.
 
     Args:
         ring: A map of type ``ringbuf``. The reader has a descriptor of its own: the map may be closed.

@@ -292,7 +292,7 @@ def test_values_that_are_arrays() -> None:
 def test_what_cannot_be_emptied_while_it_is_read() -> None:
     with (
         bpf.Map.create("array", value=4, max_entries=3) as made,
-        pytest.raises(bpf.FeatureMissing, match="read and empty a array map at once"),
+        pytest.raises(bpf.FeatureMissing, match="no read-and-empty in one call for array maps"),
     ):
         made.drain()
 

@@ -91,7 +91,9 @@ def test_values_go_both_ways(maps: bpf.Object, name: str) -> None:
         assert table.fullness == 1 / 64
     else:
         assert (table.used, table.fullness) == (64, 1.0)
-        with pytest.raises(bpf.FeatureMissing, match=r"remove an entry of a \w+ map at once.*with del"):
+        with pytest.raises(
+            bpf.FeatureMissing, match=r"no read-and-remove in one call for \w+ maps.*with del"
+        ):
             table.pop(3)
 
 

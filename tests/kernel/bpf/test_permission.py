@@ -15,7 +15,7 @@ _CHILD = """
 import ctypes, os, sys
 from hookline import bpf
 # Modules that the work below loads lazily, while the files can still be read.
-import hookline.bpf._elf, elftools.elf.elffile, pyroute2
+import hookline.bpf._map_create, hookline.bpf._arena, hookline.bpf._elf, elftools.elf.elffile, pyroute2
 data = open(sys.argv[1], "rb").read()
 program = None
 if sys.argv[2].startswith("attach"):
@@ -35,6 +35,12 @@ try:
             obj.programs["tc_mark"].attach_tc("lo", "ingress", hook="clsact")
         case "list":
             list(bpf.links())
+        case "make":
+            bpf.Map.create("lru_hash", key="u4", value="u4", max_entries=8)
+        case "make_plain":
+            with bpf.Map.create("array", value=[("number", "u4")], max_entries=8) as made:
+                made[3] = (5,)
+                print("made", made[3]["number"])
         case "statistics":
             with bpf.run_statistics():
                 pass
@@ -71,6 +77,7 @@ def unprivileged(kinds: Path, action: str, name: str = "", **environment: str) -
     [
         ("load", "CAP_BPF"),
         ("attach_clsact", "CAP_NET_ADMIN"),
+        ("make", "CAP_BPF"),
         ("list", "CAP_SYS_ADMIN"),
         ("statistics", "CAP_SYS_ADMIN"),
         ("mount", "CAP_SYS_ADMIN"),
@@ -101,6 +108,13 @@ def test_a_loaded_program_is_permission_to_link_it(kinds: Path) -> None:
     """The kernel asks for capabilities at the load; whoever holds the descriptor may attach it by a link."""
     need("kernel", "" if bpf.features.tcx() else "tcx (Linux 6.6)")
     assert unprivileged(kinds, "attach_link") == (0, "attached\n")
+
+
+def test_plain_maps_where_everyone_may_make_them(kinds: Path) -> None:
+    if Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() != "0":
+        assert unprivileged(kinds, "make_plain")[0] == 3
+    else:
+        assert unprivileged(kinds, "make_plain") == (0, "made 5\n")
 
 
 def test_held_but_refused_is_said() -> None:
