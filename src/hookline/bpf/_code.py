@@ -159,7 +159,7 @@ class Jited:
     machine: str
 
     def disassemble(self, function: MachineFunction) -> Iterator[MachineInstruction]:
-        """A function's instructions as text.
+        """A function's instructions as text; after a call of a known function its name.
 
         Raises:
             BpfError: The disassembler is not installed, or does not know the processor.
@@ -168,11 +168,23 @@ class Jited:
         place = function.address
         for address, size, operation, operands in engine.disasm_lite(function.code, function.address):
             raw = function.code[address - function.address : address - function.address + size]
-            yield MachineInstruction(address, raw, f"{operation} {operands}".rstrip())
+            yield MachineInstruction(address, raw, f"{operation} {operands}".rstrip() + self._named(operands))
             place = address + size
         for address in range(place, function.address + len(function.code)):
             byte = function.code[address - function.address]
             yield MachineInstruction(address, bytes([byte]), f".byte {byte:#04x}")
+
+    def _named(self, operands: str) -> str:
+        """The name of a function whose address is an instruction's only operand."""
+        if not operands.startswith("0x"):
+            return ""
+        try:
+            address = int(operands, 16)
+        except ValueError:
+            return ""
+        own = {function.address: function.name for function in self.functions}
+        name = own.get(address) or _symbols.at(address)
+        return f" <{name}>" if name else ""
 
     def __str__(self) -> str:
         return "\n".join(self.listing())

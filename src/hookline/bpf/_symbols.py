@@ -9,7 +9,7 @@ from hookline.bpf import _types
 from hookline.bpf._btf import Btf, Kind
 from hookline.bpf._errors import BpfError
 
-__all__ = ["aliases", "helper", "kernel_function", "kfunc"]
+__all__ = ["aliases", "at", "helper", "kernel_function", "kfunc"]
 
 # The number of the one helper that the kernel shows by its number in a loaded program.
 TAIL_CALL = 12
@@ -21,6 +21,12 @@ def kernel_function(relative: int) -> str:
     names, origin = _table()
     address = (origin + relative) & 0xFFFFFFFFFFFFFFFF
     return names[address][0] if address in names else f"{address:#x}"
+
+
+def at(address: int) -> str:
+    """The kernel function that begins at an address; empty where none does, or addresses are hidden."""
+    names, _ = _table()
+    return names[address][0] if address in names else ""
 
 
 def aliases(name: str) -> set[str]:

@@ -154,7 +154,8 @@ def test_machine_code(corpus: bpf.Object) -> None:
     if machine.machine == "x86_64":
         assert "push rbp" in listing
         # One function calls another at the address that the kernel gives for it.
-        assert f"call {machine.functions[1].address:#x}" in listing
+        assert f"call {machine.functions[1].address:#x} <add_up>" in listing
+        assert re.search(r"call 0x[0-9a-f]+ <bpf_ringbuf_submit>", listing)
     dumped = [line for line in machine.dump() if re.match(r" *[0-9a-f]+: ", line)]
     whole = "".join(line.partition(": ")[2] for line in dumped)
     assert bytes.fromhex(whole) == b"".join(function.code for function in machine.functions)

@@ -357,7 +357,7 @@ def test_a_thousand_programs_are_listed_soon(kinds: Path) -> None:
         program = first.load().programs["add"]
         # A copy is a program of its own: the same instructions loaded again.
         raw = program.xlated().array.tobytes()
-        copies = [_load(raw) for _ in range(1000)]
+        copies = [load_raw(raw) for _ in range(1000)]
         ids = [bpf.Program._from_fd(os.dup(fd)).id for fd in copies]
         try:
             started = time.monotonic()
@@ -379,7 +379,8 @@ def test_a_thousand_programs_are_listed_soon(kinds: Path) -> None:
                 os.close(fd)
 
 
-def _load(raw: bytes) -> int:
+def load_raw(raw: bytes) -> int:
+    """Load a syscall program from its instructions; its descriptor."""
     code, text = ctypes.create_string_buffer(raw, len(raw)), ctypes.create_string_buffer(b"GPL")
     kind = _syscall.PROGRAM_TYPES.index("syscall")
     flags = 1 << 4  # BPF_F_SLEEPABLE, which programs of this type have

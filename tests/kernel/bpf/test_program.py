@@ -127,6 +127,26 @@ def test_other_kinds_run_on_trial(compiled: Callable[..., Path]) -> None:
                 programs[name].test_run(**arguments)
 
 
+NETFILTER = """
+#include "types.h"
+SEC("netfilter") int accept(void *ctx)
+{
+	return 1;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def test_netfilter_programs_run_on_trial(compiled: Callable[..., Path]) -> None:
+    if not bpf.features.program_type("netfilter"):
+        pytest.skip("this kernel has no netfilter programs (Linux 6.4)")
+    with bpf.Object.open(compiled(NETFILTER)) as obj:
+        accept = obj.load().programs["accept"]
+        assert accept.test_run(b"\x45" + bytes(19)).verdict == 1
+        with pytest.raises(bpf.BpfError, match="at least 20 bytes, 19 were given"):
+            accept.test_run(b"\x45" + bytes(18))
+
+
 def test_bad_trial_runs(loaded: bpf.Object) -> None:
     with pytest.raises(bpf.BpfError, match="at least 14 bytes, 5 were given"):
         loaded.programs["xdp_pass"].test_run(b"short")

@@ -18,6 +18,7 @@ import pytest
 from hookline import bpf, cli
 from hookline.control import user_objects
 from tests.kernel.bpf.conftest import Wire
+from tests.kernel.bpf.test_introspection import load_raw
 from tests.requirements import missing_program, need
 
 PACKET = bytes(64)
@@ -126,6 +127,20 @@ def test_programs_that_go_away_while_they_are_listed(run: Callable[..., str], ki
     finally:
         stop.set()
         other.join()
+
+
+def test_a_thousand_programs_are_listed_soon(read: Callable[..., Any], loaded: bpf.Object) -> None:
+    raw = loaded.programs["add"].xlated().array.tobytes()
+    copies = [load_raw(raw) for _ in range(1000)]
+    try:
+        started = time.monotonic()
+        listed = read("list")["programs"]
+        # About a third of a second on an idle machine.
+        assert time.monotonic() - started < 10
+        assert len(listed) >= 1000 + len(loaded.programs)
+    finally:
+        for fd in copies:
+            os.close(fd)
 
 
 # inspect
@@ -396,6 +411,34 @@ def test_a_folder_of_ones_own(run: Callable[..., str], kinds: Path, pins: Path) 
     assert "cannot be an object's name" in run("load", kinds, "--name", "a/b", status=1)
 
 
+KILLED = """
+import os, signal, sys
+from hookline import bpf, cli
+pin = bpf.Map.pin
+def pin_and_die(self, path):
+    pin(self, path)
+    if path.name == "lru":
+        os.kill(os.getpid(), signal.SIGKILL)
+bpf.Map.pin = pin_and_die
+cli.run(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_load_leaves_is_unloaded(
+    run: Callable[..., str], read: Callable[..., Any], kinds: Path, own: str
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "programs", "load", kinds, "--name", own], check=False
+    )
+    assert killed.returncode == -9
+    assert "lru" in os.listdir(user_objects.FOLDER / own / "maps")
+    assert f"hookline programs unload {own}" in run("load", kinds, "--name", own, status=1)
+    run("unload", own)
+    assert not (user_objects.FOLDER / own).exists()
+    assert run("load", kinds, "--name", own)
+    run("unload", own)
+
+
 def test_an_interface_that_went_is_no_obstacle(
     run: Callable[..., str], kinds: Path, wire: Wire, own: str
 ) -> None:
@@ -430,11 +473,20 @@ sys.exit(cli.run(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    "words", [["list"], ["inspect", "1"], ["dump", "1"], ["stats"], ["log", "--seconds", "1"]]
+    "words",
+    [
+        ["programs", "list"],
+        ["programs", "inspect", "1"],
+        ["programs", "dump", "1"],
+        ["programs", "stats"],
+        ["programs", "log", "--seconds", "1"],
+        ["maps", "list"],
+        ["maps", "dump", "1"],
+    ],
 )
 def test_an_ordinary_user_is_told_what_it_takes(words: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _ORDINARY, "programs", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _ORDINARY, *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3, done.stderr
     assert "CAP_SYS_ADMIN" in done.stderr
