@@ -1,8 +1,8 @@
 """Turns what is wanted into what is: plan, apply, adoption, pinned state.
 
 `Node` is the way in. `pools` says what the documents mean, `placement` where backends are, `tables` what the kernel's maps must
-hold, `state` keeps what is wanted, and the programs themselves are `hookline.datapath.loadbalancer`'s. `user_objects` loads objects of
-users' own.
+hold, `state` keeps what is wanted, and the programs themselves are `hookline.datapath.loadbalancer`'s. `user_objects` loads
+objects of users' own.
 """
 
 from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError
