@@ -32,7 +32,7 @@ class Program(TrialRuns):
     `BpfError` where there is no such target, where the program is of another type, or where the kernel refuses.
 
     Attributes:
-        name: The C function's name; for an adopted program the kernel's, at most 15 characters.
+        name: The C function's name; for an adopted one without types the kernel's 15 characters.
         section: The section it was compiled into, ``""`` for an adopted one.
         type: The kernel's name of its type: ``"xdp"``, ``"sched_cls"``, …
         expected_attach_type: The ``BPF_*`` number of `AttachType` that it was loaded for, None for an adopted

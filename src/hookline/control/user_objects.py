@@ -84,7 +84,7 @@ def load(
         chosen = {title: one for title, one in opened.programs.items() if not programs or title in programs}
         wanted = [_wanted(chosen, text) for text in attach]
         bpf.ensure_bpffs()
-        if folder.exists():
+        if _is_there(folder):
             raise Conflict(
                 f"{name} is loaded already",
                 why=f"{folder} is there",
@@ -109,7 +109,7 @@ def unload(name: str) -> UserObject:
         NotThere: None of that name is loaded.
     """
     folder = Path(name) if "/" in name else FOLDER / _checked(name)
-    if not folder.is_dir():
+    if not _is_there(folder):
         loaded = ", ".join(one.name for one in listed())
         raise NotThere(
             f"no object {name!r} is loaded",
@@ -124,7 +124,7 @@ def unload(name: str) -> UserObject:
 
 def listed() -> Iterator[UserObject]:
     """Every loaded object of this node."""
-    if FOLDER.is_dir():
+    if _is_there(FOLDER):
         for folder in sorted(FOLDER.iterdir()):
             yield _described(folder)
 
@@ -247,6 +247,13 @@ def _remove_filter(path: Path) -> None:
             raise
     else:
         found.detach()
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except PermissionError:
+        raise bpf.NotPermitted(f"cannot look into {folder}", capability="CAP_SYS_ADMIN CAP_BPF") from None
 
 
 def _entries(folder: Path) -> list[Path]:
