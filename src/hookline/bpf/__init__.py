@@ -38,6 +38,7 @@ from hookline.bpf._ring import Backlog, Ring
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._system import btfs, links, maps, programs, run_statistics
 from hookline.bpf._types import BtfInfo
+from hookline.bpf._user_ring import UserRing
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ __all__ = [
     "TestRun",
     "TraceLine",
     "TracePipe",
+    "UserRing",
     "VerifierError",
     "Xlated",
     "btfs",
