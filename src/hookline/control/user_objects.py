@@ -73,8 +73,10 @@ def load(
     Raises:
         Conflict: Something of that name is loaded.
         ControlError: A target fits no program, or several.
+        NotPermitted: A capability is missing.
         BpfError: The object cannot be loaded, or not attached so that it outlives this process.
     """
+    _check_rights(f"cannot load {path}")
     name = name or re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).name.removesuffix(".o").removesuffix(".bpf"))
     if folder is None:
         folder = FOLDER / _checked(name)
@@ -84,7 +86,7 @@ def load(
         chosen = {title: one for title, one in opened.programs.items() if not programs or title in programs}
         wanted = [_wanted(chosen, text) for text in attach]
         bpf.ensure_bpffs()
-        if _is_there(folder):
+        if folder.is_dir():
             raise Conflict(
                 f"{name} is loaded already",
                 why=f"{folder} is there",
@@ -107,9 +109,11 @@ def unload(name: str) -> UserObject:
 
     Raises:
         NotThere: None of that name is loaded.
+        NotPermitted: A capability is missing.
     """
+    _check_rights(f"cannot unload {name}")
     folder = Path(name) if "/" in name else FOLDER / _checked(name)
-    if not _is_there(folder):
+    if not folder.is_dir():
         loaded = ", ".join(one.name for one in listed())
         raise NotThere(
             f"no object {name!r} is loaded",
@@ -124,7 +128,7 @@ def unload(name: str) -> UserObject:
 
 def listed() -> Iterator[UserObject]:
     """Every loaded object of this node."""
-    if _is_there(FOLDER):
+    if FOLDER.is_dir():
         for folder in sorted(FOLDER.iterdir()):
             yield _described(folder)
 
@@ -249,11 +253,9 @@ def _remove_filter(path: Path) -> None:
         found.detach()
 
 
-def _is_there(folder: Path) -> bool:
-    try:
-        return folder.is_dir()
-    except PermissionError:
-        raise bpf.NotPermitted(f"cannot look into {folder}", capability="CAP_SYS_ADMIN CAP_BPF") from None
+def _check_rights(what: str) -> None:
+    if bpf.lacking("CAP_BPF"):
+        raise bpf.NotPermitted(what, capability="CAP_BPF CAP_NET_ADMIN CAP_PERFMON")
 
 
 def _entries(folder: Path) -> list[Path]:
