@@ -94,7 +94,7 @@ def test_traffic_control(hooked: Open, wire: Wire, hook_name: str, direction: st
 
 @pytest.fixture
 def netkit(wire: Wire) -> Iterator[str]:
-    """A pair of netkit devices: ``nk`` here, its peer in a namespace of its own."""
+    """A pair of netkit devices, ``nk`` and a peer; the peer's name."""
     supported("netkit")
     with IPRoute() as netlink:
         netlink.link("add", ifname="nk", kind="netkit")
@@ -114,10 +114,11 @@ def netkit(wire: Wire) -> Iterator[str]:
 @pytest.mark.parametrize("end", ["primary", "peer"])
 def test_netkit(hooked: Open, netkit: str, end: str) -> None:
     hook = hooked(f"netkit_{end}")
+    sending = "nk" if end == "primary" else netkit
 
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sender:
-            sender.sendto(bytes(40), ("nk" if end == "primary" else netkit, 0x0800, 0, 0, b""))
+            sender.sendto(bytes(40), (sending, 0x0800, 0, 0, b""))
 
     for link in each(
         lambda: hook.program.attach_netkit("nk", end),  # type: ignore[arg-type]
@@ -125,7 +126,7 @@ def test_netkit(hooked: Open, netkit: str, end: str) -> None:
         lambda: hook.program.attach(f"netkit:nk:{end}"),
     ):
         assert link.hook == "netkit"
-        assert link.info.target == f"nk {end}"
+        assert link.info.target == f"{sending} {end}"
         holds = bpf.query(f"netkit:nk:{end}")
         assert [(one.program_id, one.link_id) for one in holds.programs] == [(hook.program.id, link.id)]
         link.update(hook.program, expected=hook.program)
