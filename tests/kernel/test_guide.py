@@ -37,7 +37,7 @@ def test_the_page_is_true(loopback: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     names: dict[str, Any] = {"send": send, "frame": frame}
     parts = blocks("python")
-    assert len(parts) == 6
+    assert len(parts) == 7
     for number, text in enumerate(parts):
         exec(compile(text, f"{PAGE.name}, block {number}", "exec"), names)
     assert set(names) >= {"events", "listing", "names"}

@@ -187,9 +187,10 @@ class Ring:
         return usable, odd[: stops[0]]
 
     def records(self) -> Generator[Any, None, None]:
-        """The records that are there, one by one, whatever their sizes.
+        """The records that are there at the call, one by one, whatever their sizes.
 
-        A record is consumed when the next is asked for, or the loop is left in any way: nothing is lost or given
+        Those that come meanwhile are left for the next call, so the loop ends however busy the ring is. A
+        record is consumed when the next is asked for, or the loop is left in any way: nothing is lost or given
         twice. If the process is killed meanwhile, the next reader gets that record again.
 
         Yields:
@@ -198,10 +199,13 @@ class Ring:
         Raises:
             BpfError: The ring has a dtype and a record another size; the record stays.
         """
+        memory = self._mapped()
+        end = memory.load_producer()
+        memory.acquire()
         while True:
             memory = self._mapped()
             self._settle()
-            found = self._next(memory)
+            found = self._next(memory, end)
             if found is None:
                 return
             record, self._handed_out = found
@@ -210,11 +214,10 @@ class Ring:
             finally:
                 self._settle()
 
-    def _next(self, memory: RingMemory) -> tuple[Any, int] | None:
-        """The next record that is not discarded, and the position behind it; None where there is none yet."""
+    def _next(self, memory: RingMemory, end: int) -> tuple[Any, int] | None:
+        """The next record before `end` that is not discarded, and the position behind it; None where there is none."""
         position = memory.load_consumer()
-        while position < memory.load_producer():
-            memory.acquire()
+        while position < end:
             header = memory.header(position)
             if header & BUSY:
                 return None

@@ -7,7 +7,7 @@ data is the position modulo the ring's size. A record is 8 bytes of header (32 b
 are BUSY and DISCARD, then 32 bits for the kernel), the data, and padding to a multiple of 8.
 
 Kernel and consumer run at once on different processors and share no lock. Each position and each header is read
-and written whole, by one aligned access (ctypes copies 8 bytes by one instruction; NumPy reads a header as one
+and written whole, by one aligned access (ctypes copies 8 bytes by one instruction; a header is read as one
 32-bit integer). What remains is order. Three pairs must not be turned around, neither by a compiler (each access is
 a call, which no compiler sees through) nor by the processor (the fences):
 
@@ -101,7 +101,9 @@ class RingMemory:
         # ctypes takes no read-only buffers: the address, and the array that keeps it mapped.
         self._producer = ctypes.c_uint64.from_address(producer.ctypes.data)
         self._data = data
-        self._kept = (producer, data)
+        self._bytes: memoryview = data.data
+        self._words = self._bytes.cast("I")
+        self._kept = producer
         fences = fences or Fences()
         self.acquire = fences.acquire
         self.release = fences.release
@@ -151,13 +153,12 @@ class RingMemory:
 
     def header(self, position: int) -> int:
         """One header."""
-        place = position % self.size
-        return int(self._data[place : place + 4].view(np.uint32)[0])
+        return self._words[position % self.size // 4]
 
     def record(self, position: int, size: int) -> bytes:
         """A copy of one record's data."""
         place = position % self.size + HEADER_BYTES
-        return self._data[place : place + size].tobytes()
+        return self._bytes[place : place + size].tobytes()
 
 
 def _nothing() -> None:

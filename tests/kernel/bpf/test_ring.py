@@ -138,6 +138,17 @@ def test_records_of_any_size(rings: bpf.Object) -> None:
             ring.read()
 
 
+def test_an_iteration_ends_however_busy_the_ring_is(rings: bpf.Object) -> None:
+    with rings.ring("mixed") as ring:
+        fill(rings, 3, by="fill_mixed")
+        seen = []
+        for record in ring.records():
+            seen.append(record)
+            fill(rings, 2, 3 + 2 * len(seen), by="fill_mixed")
+        assert seen == [mixed(n) for n in range(3)]
+        assert list(ring.records()) == [mixed(n) for n in range(5, 11)]
+
+
 def test_leaving_the_iteration_loses_nothing(rings: bpf.Object) -> None:
     with rings.ring("mixed") as ring:
         fill(rings, 10, by="fill_mixed")
