@@ -1,10 +1,26 @@
 """The rows behind every claim: measured here, in one run, beside what they are held against.
 
-`run` makes a small lab, measures, and removes it. Claims in the documentation quote these rows and the machine that they were
-measured on. Differences below 15 % between two runs are noise on a shared machine.
+`run` measures on one CPU, what is compared in turn, and makes a small lab where a row needs one. Claims in the documentation
+quote these rows and the machine that they were measured on. Differences below 15 % between two runs are noise on a shared
+machine; `compare` says which are more.
 """
 
+from hookline.bench._compare import NOISE, Change, compare, read
+from hookline.bench._groups import GROUPS, Group
 from hookline.bench._rows import Row
-from hookline.bench._run import GROUPS, run
+from hookline.bench._run import Measured, run
+from hookline.bench._settings import Settings, choose_cpu
 
-__all__ = ["GROUPS", "Row", "run"]
+__all__ = [
+    "GROUPS",
+    "NOISE",
+    "Change",
+    "Group",
+    "Measured",
+    "Row",
+    "Settings",
+    "choose_cpu",
+    "compare",
+    "read",
+    "run",
+]

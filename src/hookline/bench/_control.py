@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from hookline.bench._rows import Row, in_turn, row
+from hookline import bpf
+from hookline.bench._rows import Row, row
+from hookline.bench._settings import Settings
+from hookline.bench._starts import python
 from hookline.control import Node
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer, Tunables
@@ -20,14 +22,15 @@ from hookline.sources import files
 SLOTS, BACKENDS = 65_537, 1_000
 SERVICES, BACKENDS_EACH = 1_000, 10
 STARTS = 15
+APPLIES, SINGLES = 3, 15
 
 
-def maglev_rows(lab: Lab) -> Iterator[Row]:
+def maglev_rows(settings: Settings) -> Iterator[Row]:
     """A table of 65,537 slots for 1,000 backends: in the kernel, beside the same in Python."""
     identities = [b"10.0.%d.%d/8080" % divmod(number, 250) for number in range(BACKENDS)]
     weights = [100] * BACKENDS
     rows = np.arange(1, BACKENDS + 1, dtype=np.uint32)
-    pins = lab.first_node.pins.with_name("bench")
+    pins = bpf.pin.BPFFS / f"hookline-bench-{secrets.token_hex(3)}"
 
     def timed_kernel() -> float:
         start = time.perf_counter()
@@ -40,25 +43,28 @@ def maglev_rows(lab: Lab) -> Iterator[Row]:
         return (time.perf_counter() - start) * 1e3
 
     with LoadBalancer.open(pins, Tunables()) as balancer:
-        kernel, python = in_turn(11, timed_kernel, timed_python)
+        kernel, python = settings.in_turn("maglev-build", 11, timed_kernel, timed_python)
     yield row(
         "maglev-build",
         "ms",
         kernel,
         reference="the same table in Python",
         reference_values=python,
+        method=f"{SLOTS:,} slots and {BACKENDS:,} backends of one weight, the permutations included; {settings.where}",
         goal="≤ 10 ms for 65,537 slots and 1,000 backends",
         most=10.0,
     )
 
 
-def apply_rows(lab: Lab) -> Iterator[Row]:
+def apply_rows(settings: Settings, lab: Lab) -> Iterator[Row]:
     """A thousand services applied from their file, and one changed backend among them."""
     documents = [_document(number) for number in range(SERVICES)]
     text = "---\n".join(documents)
     name = str(lab.first_node)
     reads, applies, singles = [], [], []
-    for attempt in range(3):
+    attempts = settings.rounds or APPLIES
+    for attempt in range(attempts):
+        settings.tell("apply-1000x10", attempt + 1, attempts)
         with Node(name) as node:
             start = time.perf_counter()
             resources = files.loads(text)
@@ -66,8 +72,8 @@ def apply_rows(lab: Lab) -> Iterator[Row]:
             node.apply(resources)
             applies.append(time.perf_counter() - start)
             reads.append(read - start)
-            for turn in range(15):
-                changed = documents[SERVICES // 2].replace(".3}", f".{100 + 20 * attempt + turn}}}")
+            for turn in range(SINGLES):
+                changed = documents[SERVICES // 2].replace(".3}", f".{100 + turn}}}")
                 start = time.perf_counter()
                 node.apply(files.loads(changed))
                 singles.append(time.perf_counter() - start)
@@ -78,6 +84,7 @@ def apply_rows(lab: Lab) -> Iterator[Row]:
         applies,
         reference="reading and checking the same file alone",
         reference_values=reads,
+        method=f"in this process, the state file's writing included; no round before the first; {settings.where}",
         goal="≤ 2 s for 1,000 services of 10 backends",
         most=2.0,
     )
@@ -87,31 +94,27 @@ def apply_rows(lab: Lab) -> Iterator[Row]:
         [value * 1e3 for value in singles],
         reference="applying all of them",
         reference_values=[value * 1e3 for value in applies],
+        method=f"another address for one of its backends, {SINGLES} times for each time that all are applied; {settings.where}",
         goal="≤ 20 ms in the process",
         most=20.0,
     )
 
 
-def start_rows(lab: Lab) -> Iterator[Row]:
+def start_rows(settings: Settings) -> Iterator[Row]:
     """``hookline --help`` beside a Python that starts and ends."""
 
-    def timed(command: Sequence[str]) -> float:
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        return (time.perf_counter() - start) * 1e3
-
-    entry = [
-        sys.executable,
-        "-c",
-        "import sys; sys.argv = ['hookline', '--help']; from hookline.cli import main; main()",
-    ]
-    ours, empty = in_turn(STARTS, lambda: timed(entry), lambda: timed([sys.executable, "-c", "pass"]))
+    entry = "import sys; sys.argv = ['hookline', '--help']; from hookline.cli import main; main()"
+    with python() as fresh:
+        ours, empty = settings.in_turn(
+            "cli-help", STARTS, lambda: fresh.timed(entry), lambda: fresh.timed("pass")
+        )
     yield row(
         "cli-help",
         "ms",
         ours,
         reference=f"an empty Python start, {statistics.median(empty):.0f} ms",
         reference_values=empty,
+        method=f"whole processes, from their start to their end, modules compiled; {settings.where}",
         goal="≤ 6 × an empty Python start",
         most_ratio=6.0,
     )

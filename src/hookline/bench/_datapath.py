@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hookline import api, bpf, net
 from hookline.bench._packets import ACK, SYN, tcp
-from hookline.bench._rows import Row, in_turn, row
+from hookline.bench._rows import Row, row
+from hookline.bench._settings import Settings
 from hookline.lab import Lab
 from hookline.model import Resource, parse
 from hookline.model.names import NodeName
@@ -32,21 +33,27 @@ SERVICES = {
 PORT = 8080
 
 
-def rows(lab: Lab) -> Iterator[Row]:
+def rows(settings: Settings, lab: Lab) -> Iterator[Row]:
     """The rows, measured on the lab's first node."""
-    name = lab.first_node
+    node_name = lab.first_node
     client = lab.member("external/client")
-    with api.Node(str(name)) as node, _programs(name) as (balance, empty), net.inside(name.netns):
+    with (
+        api.Node(str(node_name)) as node,
+        _programs(node_name) as (balance, empty),
+        net.inside(node_name.netns),
+    ):
         node.apply([_service(lab, kind) for kind in SERVICES])
-        yield _repeated("xdp-pass", balance, empty, _foreign(lab))
+        yield _repeated(settings, "xdp-pass", balance, empty, _foreign(lab))
         for version in (4, 6):
             origin = next(address for address in client.addresses if address.version == version)
             for kind, service in SERVICES.items():
                 target = ip_address(service[0 if version == 4 else 1])
-                yield _path(f"xdp-{kind}-ipv{version}", balance, empty, (origin, 40_000), (target, PORT))
+                name = f"xdp-{kind}-ipv{version}"
+                yield _path(settings, name, balance, empty, (origin, 40_000), (target, PORT))
 
 
 def _path(
+    settings: Settings,
     name: str,
     balance: bpf.Program,
     empty: bpf.Program,
@@ -60,16 +67,30 @@ def _path(
     def one_by_one(program: bpf.Program) -> float:
         return statistics.median(program.test_run(packet, ingress="eth0").duration_ns for _ in range(RUNS))
 
-    ours, nothing = in_turn(ROUNDS, lambda: one_by_one(balance), lambda: one_by_one(empty))
-    return row(name, "ns", ours, reference="an empty program, one run each", reference_values=nothing)
+    ours, nothing = settings.in_turn(name, ROUNDS, lambda: one_by_one(balance), lambda: one_by_one(empty))
+    return row(
+        name,
+        "ns",
+        ours,
+        reference="an empty program, one run each",
+        reference_values=nothing,
+        method=f"an established connection's packet by BPF_PROG_TEST_RUN, a round is {RUNS} runs' median; {settings.where}",
+    )
 
 
-def _repeated(name: str, balance: bpf.Program, empty: bpf.Program, packet: bytes) -> Row:
+def _repeated(settings: Settings, name: str, balance: bpf.Program, empty: bpf.Program, packet: bytes) -> Row:
     def repeated(program: bpf.Program) -> float:
         return program.test_run(packet, ingress="eth0", repeat=REPEAT).duration_ns
 
-    ours, nothing = in_turn(ROUNDS, lambda: repeated(balance), lambda: repeated(empty))
-    return row(name, "ns", ours, reference=f"an empty program, {REPEAT:,} runs", reference_values=nothing)
+    ours, nothing = settings.in_turn(name, ROUNDS, lambda: repeated(balance), lambda: repeated(empty))
+    return row(
+        name,
+        "ns",
+        ours,
+        reference=f"an empty program, {REPEAT:,} runs",
+        reference_values=nothing,
+        method=f"by BPF_PROG_TEST_RUN, a round {REPEAT:,} runs in the kernel; {settings.where}",
+    )
 
 
 def _foreign(lab: Lab) -> bytes:

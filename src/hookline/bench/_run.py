@@ -1,17 +1,24 @@
-"""Which rows there are, and measuring them in a lab of their own."""
+"""Measuring rows: on one CPU, and in a lab of their own where they need one."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from hookline import api
-from hookline.bench import _control, _datapath
+from hookline.bench._groups import GROUPS, Group, LeftOutError
 from hookline.bench._rows import Row
+from hookline.bench._settings import Settings, pinned
 from hookline.errors import HooklineError
-from hookline.lab import Lab, LabError
-from hookline.sources import files
+
+if TYPE_CHECKING:
+    from hookline.lab import Lab
 
 CLUSTER = """
 apiVersion: v1
@@ -34,46 +41,116 @@ metadata: {name: client}
 spec: {addresses: [203.0.113.3, "2001:db8:203::3"]}
 """
 
-GROUPS: dict[tuple[str, ...], Callable[[Lab], Iterator[Row]]] = {
-    (
-        "xdp-pass",
-        *(f"xdp-{kind}-ipv{version}" for version in (4, 6) for kind in _datapath.SERVICES),
-    ): _datapath.rows,
-    ("maglev-build",): _control.maglev_rows,
-    ("apply-1000x10", "apply-one-of-1000"): _control.apply_rows,
-    ("cli-help",): _control.start_rows,
-}
-"""What measures which rows: the rows of one group are measured together."""
+
+@dataclass(slots=True)
+class Measured:
+    """What a run found: rows, and why others were left out, by their ids."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def run(ids: Sequence[str] = (), *, found: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def run(
+    ids: Sequence[str] = (),
+    settings: Settings | None = None,
+    *,
+    found: Callable[[Row], None] = lambda row: None,
+) -> Measured:
     """Measures the rows of these ids, all of them by default.
+
+    A lab is made only for rows that need one, and is gone afterwards, also when a signal ends the run.
 
     Args:
         ids: Which rows.
+        settings: Rounds, CPU, and whom to tell.
         found: Told of each row as soon as it is there.
 
     Raises:
-        HooklineError: An id is not known, or the lab cannot be made.
+        HooklineError: An id is not known, the lab cannot be made, or what was measured is wrong.
+        NotPermitted: A row loads programs, and this process may not.
     """
-    known = [name for names in GROUPS for name in names]
+    settings = settings or Settings()
+    groups = _wanted(ids)
+    if any(group.privileged for group in groups):
+        _check_privileges()
+    result = Measured()
+    with _signals_unwind():
+        for group in groups:
+            if not group.lab:
+                _measure(group, (), ids, settings, result, found)
+        if any(group.lab for group in groups):
+            with _lab() as lab:
+                for group in groups:
+                    if group.lab:
+                        _measure(group, (lab,), ids, settings, result, found)
+    return result
+
+
+def _wanted(ids: Sequence[str]) -> list[Group]:
+    known = [name for group in GROUPS for name in group.rows]
     for name in ids:
         if name not in known:
-            raise HooklineError(f"there is no row {name}", why=f"there are {', '.join(known)}")
-    wanted = set(ids or known)
-    lab_name = f"bench-{secrets.token_hex(3)}"
-    rows = []
+            raise HooklineError(
+                f"there is no row {name}", why=f"there are {', '.join(known)}", remedy="hookline bench --list"
+            )
+    return [group for group in GROUPS if not ids or not set(ids).isdisjoint(group.rows)]
+
+
+def _check_privileges() -> None:
+    from hookline import bpf
+
+    for capability in ("CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"):
+        if bpf.lacking(capability):
+            raise bpf.NotPermitted("cannot measure what loads programs", capability=capability)
+
+
+def _measure(
+    group: Group,
+    needed: tuple[Lab, ...],
+    ids: Sequence[str],
+    settings: Settings,
+    result: Measured,
+    found: Callable[[Row], None],
+) -> None:
+    function: Any = getattr(import_module(f"hookline.bench.{group.module}"), group.function)
     try:
-        api.lab_up(files.loads(CLUSTER), lab_name)
-        lab = Lab.open(lab_name)
-        for names, measure in GROUPS.items():
-            if wanted.isdisjoint(names):
-                continue
-            for row in measure(lab):
-                if row.id in wanted:
-                    rows.append(row)
+        with pinned(settings.cpu):
+            for row in function(settings, *needed):
+                if not ids or row.id in ids:
+                    result.rows.append(row)
                     found(row)
+    except LeftOutError as error:
+        result.left_out |= {name: str(error) for name in group.rows if not ids or name in ids}
+
+
+@contextmanager
+def _lab() -> Iterator[Lab]:
+    from hookline import api
+    from hookline.lab import Lab, LabError
+    from hookline.sources import files
+
+    name = f"bench-{secrets.token_hex(3)}"
+    try:
+        api.lab_up(files.loads(CLUSTER), name)
+        yield Lab.open(name)
     finally:
         with contextlib.suppress(LabError):  # it was never made, and what prevented it is on its way up
-            api.lab_down(lab_name)
-    return rows
+            api.lab_down(name)
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Has a request to end, or a terminal that closes, do what Ctrl-C does, so that the lab goes too."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

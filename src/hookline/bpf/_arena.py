@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import secrets
+import os
 import weakref
 
 import numpy as np
@@ -38,7 +38,7 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 def new_address() -> int:
     """Where an arena that is yet to be made shall be in every process."""
-    return _LOWEST + secrets.randbelow(_SLOTS) * _SLOT
+    return _LOWEST + int.from_bytes(os.urandom(8)) % _SLOTS * _SLOT
 
 
 _mapped: weakref.WeakValueDictionary[int, ArenaMemory] = weakref.WeakValueDictionary()

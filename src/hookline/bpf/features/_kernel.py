@@ -6,9 +6,9 @@ import contextlib
 import ctypes
 import errno as errnos
 import functools
-import gzip
 import os
 import re
+import zlib
 from pathlib import Path
 
 from hookline.bpf.features._finding import Finding, is_older_than, no, unknown, yes
@@ -52,8 +52,8 @@ def _options() -> dict[str, str] | None:
         return None
     try:
         data = Path(source).read_bytes()
-        text = (gzip.decompress(data) if source.endswith(".gz") else data).decode(errors="replace")
-    except (OSError, EOFError, gzip.BadGzipFile):
+        text = (zlib.decompress(data, wbits=31) if source.endswith(".gz") else data).decode(errors="replace")
+    except (OSError, zlib.error):
         return None
     return dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
 

@@ -1,0 +1,65 @@
+"""Which rows there are, what each needs, and who measures it.
+
+A group's rows are measured together. What measures them is imported when it is asked for: a row about importing does not need
+the lab's modules, and a list of rows needs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LeftOutError(Exception):
+    """A row cannot be measured here; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that are measured together.
+
+    Attributes:
+        rows: Their ids, and what each measures.
+        module: Where the function is that measures them, in this package.
+        function: Its name: it takes the settings, and the lab where it needs one.
+        lab: Whether it needs a lab.
+        privileged: Whether it loads programs.
+    """
+
+    rows: dict[str, str]
+    module: str
+    function: str
+    lab: bool = False
+    privileged: bool = True
+
+
+_PATHS = {"local": "a backend on the node", "nat": "a translated one beyond", "dsr": "direct server return"}
+
+GROUPS = (
+    Group({"import-bpf": "importing hookline.bpf"}, "_maps", "import_rows", privileged=False),
+    Group({"cli-help": "hookline --help"}, "_control", "start_rows", privileged=False),
+    Group({"object-load": "loading five programs, beside bpftool"}, "_maps", "load_rows"),
+    Group({"ring-consume": "64-byte events out of a ring, beside a callback for each"}, "_maps", "ring_rows"),
+    Group({"percpu-hash-read": "65,536 per-CPU entries read and summed"}, "_maps", "read_rows"),
+    Group({"batch-update": "65,536 entries written by batch"}, "_maps", "write_rows"),
+    Group({"maglev-build": "a table of 65,537 slots for 1,000 backends"}, "_control", "maglev_rows"),
+    Group(
+        {"xdp-pass": "a packet of no service, through the balancer"}
+        | {
+            f"xdp-{kind}-ipv{version}": f"a packet to {text}, IPv{version}"
+            for version in (4, 6)
+            for kind, text in _PATHS.items()
+        },
+        "_datapath",
+        "rows",
+        lab=True,
+    ),
+    Group(
+        {
+            "apply-1000x10": "1,000 services of 10 backends, applied",
+            "apply-one-of-1000": "one changed backend among them",
+        },
+        "_control",
+        "apply_rows",
+        lab=True,
+    ),
+)
