@@ -29,6 +29,7 @@ class Recorded(RingMemory):
         fences = Fences("x86_64")
         fences.acquire = lambda: self.calls.append("acquire")
         fences.release = lambda: self.calls.append("release")
+        fences.full = lambda: self.calls.append("full")
         super().__init__(consumer, producer, data, fences)
 
     def __getattribute__(self, name: str) -> Any:
@@ -129,6 +130,17 @@ def test_the_order_of_single_records(image: Image) -> None:
     ]
 
 
+def test_the_order_before_sleeping(image: Image) -> None:
+    ring = image.ring("u8")
+    image.reserve(8, number(1), flags=0)
+    ring.read()
+    assert not ring._ready()
+    assert image.memory.calls[-4:] == ["store_consumer", "full", "load_consumer", "load_producer"]
+    image.reserve(8, number(2), flags=0)
+    assert ring._ready()
+    assert image.memory.calls[-5:] == ["full", "load_consumer", "load_producer", "acquire", "header"]
+
+
 def test_reading_stops_at_a_record_that_is_not_finished(image: Image) -> None:
     ring = image.ring("u8")
     image.reserve(8, number(1), flags=0)
@@ -176,7 +188,8 @@ def test_processors_that_reorder_get_real_fences(image: Image, monkeypatch: pyte
     ring._memory = memory
     image.reserve(8, number(5), flags=0)
     assert ring.read().tolist() == [5]
-    assert fences.acquire() is None
+    for fence in (fences.acquire, fences.release, fences.full):
+        assert fence() is None
 
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")

@@ -310,6 +310,7 @@ class Ring:
     def _ready(self) -> bool:
         """Whether the next record is finished."""
         memory = self._mapped()
+        memory.full()
         position = memory.load_consumer()
         if memory.load_producer() <= position:
             return False

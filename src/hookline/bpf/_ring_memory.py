@@ -8,7 +8,7 @@ are BUSY and DISCARD, then 32 bits for the kernel), the data, and padding to a m
 
 Kernel and consumer run at once on different processors and share no lock. Each position and each header is read
 and written whole, by one aligned access (ctypes copies 8 bytes by one instruction; a header is read as one
-32-bit integer). What remains is order. Three pairs must not be turned around, neither by a compiler (each access is
+32-bit integer). What remains is order. Four pairs must not be turned around, neither by a compiler (each access is
 a call, which no compiler sees through) nor by the processor (the fences):
 
 - **acquire after the producers' position.** The kernel writes a record's header, then publishes the position
@@ -18,12 +18,16 @@ a call, which no compiler sees through) nor by the processor (the fences):
   barrier. Without the fence, data read early could be older than a header that says they are complete.
 - **release before the consumer's position is stored.** The kernel reads it (``smp_load_acquire``) and lets
   producers write over everything before it. Stored too early, a record could be overwritten while we copy.
+- **full between storing the consumer's position and looking whether to sleep.** A producer wakes only a reader that has
+  read everything before its record: it finishes the record, then reads our position. We store our position, then read
+  theirs. Were our two turned around, each could miss the other, and the reader would sleep beside a record.
 
 The fences are C11's ``atomic_thread_fence``. An acquire fence after a plain load, and a release fence before a plain store, order
 at least as much as the load-acquire and store-release that libbpf uses (tools/memory-model, LKMM). On x86-64 the
 processor keeps loads in order with loads, and stores behind all earlier accesses (Intel SDM vol. 3A, 9.2.2: total
-store order), so neither fence is an instruction there and none is called. Elsewhere, arm64 above all, they are
-called in ``libatomic``.
+store order), so neither fence is an instruction there and none is called. The full fence is there the locked
+instruction by which ``epoll_wait`` takes its lock before it asks the ring once more. Elsewhere, arm64 above all, all
+are called in ``libatomic``.
 """
 
 from __future__ import annotations
@@ -45,12 +49,12 @@ BUSY = 1 << 31
 DISCARD = 1 << 30
 HEADER_BYTES = 8
 
-_ACQUIRE, _RELEASE = 2, 3  # C11's memory_order
+_ACQUIRE, _RELEASE, _FULL = 2, 3, 5  # C11's memory_order
 _KEEPS_ORDER = {"x86_64", "i686", "s390x"}  # total store order
 
 
 class Fences:
-    """The two fences, as calls that suit a processor.
+    """The fences, as calls that suit a processor.
 
     Args:
         machine: The processor, by ``uname``'s name; this one's where it is left out.
@@ -62,6 +66,7 @@ class Fences:
     def __init__(self, machine: str = "") -> None:
         self.acquire: Callable[[], None] = _nothing
         self.release: Callable[[], None] = _nothing
+        self.full: Callable[[], None] = _nothing
         if (machine or platform.machine()) in _KEEPS_ORDER:
             return
         try:
@@ -75,12 +80,13 @@ class Fences:
         fence.argtypes, fence.restype = [ctypes.c_int], None
         self.acquire = lambda: fence(_ACQUIRE)
         self.release = lambda: fence(_RELEASE)
+        self.full = lambda: fence(_FULL)
 
 
 class RingMemory:
     """A ring's three parts, and the accesses that reading it takes.
 
-    Positions are bytes since the ring was made. The caller orders the accesses by `acquire` and `release`.
+    Positions are bytes since the ring was made. The caller orders the accesses by `acquire`, `release` and `full`.
 
     Args:
         consumer: The page that begins with the consumer's position, writable.
@@ -107,6 +113,7 @@ class RingMemory:
         fences = fences or Fences()
         self.acquire = fences.acquire
         self.release = fences.release
+        self.full = fences.full
 
     @classmethod
     def of(cls, fd: int, size: int, what: str) -> RingMemory:
