@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from hookline.bpf._iterator import Iterator
     from hookline.bpf._placements import Placement, placements
     from hookline.bpf._query import Hook, HookEntry, query
+    from hookline.bpf._source import SourcePlace
     from hookline.bpf._targets import TARGETS, target_types
     from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
+    from hookline.bpf._verify import Verdict, verify
 
 __all__ = [
     "TARGETS",
@@ -92,10 +94,12 @@ __all__ = [
     "Ring",
     "SocketAttachment",
     "SourceLine",
+    "SourcePlace",
     "TestRun",
     "TraceLine",
     "TracePipe",
     "UserRing",
+    "Verdict",
     "VerifierError",
     "Xlated",
     "btfs",
@@ -119,6 +123,7 @@ __all__ = [
     "system_call",
     "target_types",
     "trace_pipe",
+    "verify",
 ]
 
 # What looks into the whole system, and ways onto single hooks, are imported when first named.
@@ -151,6 +156,9 @@ _LATER = {
     "TraceLine": "_trace_pipe",
     "TracePipe": "_trace_pipe",
     "trace_pipe": "_trace_pipe",
+    "SourcePlace": "_source",
+    "Verdict": "_verify",
+    "verify": "_verify",
 }
 
 

@@ -16,6 +16,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+from hookline.bpf._advice import advise
+from hookline.bpf._source import SourceMap, SourcePlace
 from hookline.errors import HooklineError
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "lacking",
 ]
 
+_LOG_FULL = 28
 ENOTSUPP = 524
 """The kernel's own "operation not supported", which the C library has no name for."""
 
@@ -103,20 +106,44 @@ class NotPermitted(BpfError):  # noqa: N818
 class VerifierError(BpfError):
     """The kernel's verifier refused a program.
 
-    ``str()`` gives the last meaningful lines of the log and how many were left out; `log` is all of it.
+    ``str()`` is what the verifier means in plain words, its own last meaningful lines, the source line and the usual mend.
+
+    Attributes:
+        program: The program's name.
+        log: The verifier's whole log.
+        excerpt: Its last meaningful lines, on one line.
+        omitted: How many other lines the log has.
+        instruction: The number of the instruction that was refused, None where the refusal is of the whole program.
+        source: The line of C that the refusal is about, None where the object has no line information.
+        advice: What the verifier means, in plain words; ``""`` for a message that is not known here.
+        mend: What usually helps.
     """
 
-    def __init__(self, program: str, log: str, *, errno: int = 0) -> None:
-        excerpt, omitted = summary(log)
-        lines = f"{omitted} line{'s' if omitted != 1 else ''} of the verifier's log omitted"
-        super().__init__(
-            f"the verifier refused program {program!r}",
-            errno=errno,
-            why=excerpt,
-            remedy=f"{lines}: the error's .log has all" if omitted else "",
-        )
+    def __init__(
+        self,
+        program: str,
+        log: str,
+        *,
+        errno: int = 0,
+        lines: SourceMap | None = None,
+    ) -> None:
         self.program = program
         self.log = log
+        self.excerpt, self.omitted = summary(log)
+        if errno == _LOG_FULL and not _STATISTICS.search(log.rstrip().rpartition("\n")[2]):
+            # Before Linux 6.4 a log without room ends without a reason; only a program that is far too large fills it.
+            self.excerpt, log = "the log is full", "BPF program is too large"
+        (self.advice, self.mend), parts = advise(log)
+        self.instruction = _instruction(self.log)
+        shown = int(parts["alloc"]) if "alloc" in parts else self.instruction
+        self.source = _source(self.log, program, shown, lines)
+        super().__init__(
+            f"the verifier refused program {program!r}" + (f" at {self.source}" if self.source else ""),
+            errno=errno,
+            why=f"{self.advice} [{self.excerpt}]" if self.advice else self.excerpt,
+            remedy=self.mend
+            + (f"; {_count(self.omitted)} of its log omitted: .log has all" if self.omitted else ""),
+        )
 
 
 def failure(errno: int, what: str, *, capability: str = "CAP_BPF", remedy: str = "") -> BpfError:
@@ -130,7 +157,7 @@ def failure(errno: int, what: str, *, capability: str = "CAP_BPF", remedy: str =
 _STATISTICS = re.compile(r"^(processed \d+ insns|verification time|stack depth|mark_precise|max_states)")
 _SOURCE = re.compile(r"^; ")
 _INSTRUCTION = re.compile(r"^\d+: \(")
-_STATE = re.compile(r"^(\d+: R\d|R\d+_?w?=|from \d+ to \d+|last_idx|regs=|parent |\s*$)")
+_STATE = re.compile(r"^(\d+: R\d|cur state|old state|R\d+_?w?=|from \d+ to \d+|last_idx|regs=|parent |\s*$)")
 _NO_REASON = (_STATISTICS, _SOURCE, _INSTRUCTION, _STATE)
 
 
@@ -151,10 +178,39 @@ def summary(log: str) -> tuple[str, int]:
     for pattern in (_INSTRUCTION, _SOURCE):
         for line in reversed(lines[max(0, first - 40) : first]):
             if pattern.match(line):
-                shown.append(f"at `{line.removeprefix('; ').strip()}`")
+                shown.append(f"at `{_bare(line)}`")
                 used += 1
                 break
     return " ".join(shown), len(lines) - used
+
+
+def _bare(line: str) -> str:
+    """An instruction without the verifier's state behind it, a source line without its place."""
+    return re.sub(r"\s+;.*$|\s+\d+: R\d.*$|\s+@ \S+:\d+$", "", line.removeprefix("; ").strip())
+
+
+def _instruction(log: str) -> int | None:
+    """The instruction that the last reason is about."""
+    named = re.search(r"^(?:infinite loop detected at|back-edge from) insn (\d+)", log, re.MULTILINE)
+    if named:
+        return int(named[1])
+    if re.search(r"^combined stack size of|^unreachable insn|^jump out of range", log, re.MULTILINE):
+        return None
+    found = re.findall(r"^(\d+): (?:\([0-9a-f]{2}\)|<invalid)", log, re.MULTILINE)
+    return int(found[-1]) if found else None
+
+
+def _source(log: str, program: str, instruction: int | None, lines: SourceMap | None) -> SourcePlace | None:
+    """The line of C by the object, else by the log (Linux 6.9 writes ``; text @ file.c:12``)."""
+    found = lines.find(program, instruction or 0) if lines else None
+    if found is not None or instruction is None:
+        return found
+    told = re.findall(r"; (.*?) @ (\S+):(\d+)$", log, re.MULTILINE)
+    return SourcePlace(told[-1][1], int(told[-1][2]), told[-1][0].strip()) if told else None
+
+
+def _count(lines: int) -> str:
+    return f"{lines} line{'s' if lines != 1 else ''}"
 
 
 def _errno_text(errno: int) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno as errnos
 import mmap
 import os
-import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +16,7 @@ import numpy.typing as npt
 from hookline.bpf import _arena, _libbpf, _sections, _syscall
 from hookline.bpf._btf import Btf
 from hookline.bpf._codec import fill, unknown_name
-from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
+from hookline.bpf._errors import BpfError, ObjectError
 from hookline.bpf._map import Map, MapDefinition
 from hookline.bpf._program import Program
 from hookline.bpf._ring import Ring
@@ -109,9 +107,10 @@ class Object:
         constants: The ``const volatile`` variables.
         programs: Every program by its C function's name.
         maps: Every map by its name; those of global variables as ``.rodata``, ``.data``, ``.bss``.
+        log: What the verifier wrote at the load, where it was asked to (`open`'s `log_level`).
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, *, log_level: int = 0) -> None:
         from hookline.bpf._elf import validate
 
         validate(data, name)
@@ -120,6 +119,8 @@ class Object:
         self._library = _libbpf.library()
         self._data = data
         self._log = mmap.mmap(-1, _LOG_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.log = ""
+        self._log_level = log_level
         self._loaded = False
         self._handle: int | None = self._open(name)
         try:
@@ -133,12 +134,14 @@ class Object:
             raise
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str] | bytes, *, name: str = "") -> Self:
+    def open(cls, source: str | os.PathLike[str] | bytes, *, name: str = "", log_level: int = 0) -> Self:
         """Open an object file, or the bytes of one. Nothing reaches the kernel yet.
 
         Args:
             source: A path, or the file's bytes.
             name: What to call it in messages; the file's name where it is left out.
+            log_level: What the verifier writes to `log` when it accepts: 4 its statistics, 2 every step too. (When it
+                refuses, `VerifierError.log` has its steps whatever is asked for here.)
 
         Raises:
             ObjectError: It is not an eBPF object for this machine, is damaged, has no BTF, or defines its
@@ -146,7 +149,7 @@ class Object:
             BpfError: libbpf is missing.
         """
         if isinstance(source, bytes):
-            return cls(source, name or "object")
+            return cls(source, name or "object", log_level=log_level)
         path = Path(source)
         try:
             data = path.read_bytes()
@@ -156,7 +159,7 @@ class Object:
                 errno=error.errno or 0,
                 remedy="make ebpf-programs compiles Hookline's own",
             ) from None
-        return cls(data, name or path.name.removesuffix(".o").removesuffix(".bpf"))
+        return cls(data, name or path.name.removesuffix(".o").removesuffix(".bpf"), log_level=log_level)
 
     @property
     def loaded(self) -> bool:
@@ -266,6 +269,7 @@ class Object:
                 made._loaded(os.dup(fd))
         self.constants._seal()
         self._loaded = True
+        self.log = self._verifier_said()
         self._release()
         return self
 
@@ -315,11 +319,17 @@ class Object:
             object_name=name.encode(),
             kernel_log_buf=ctypes.addressof(ctypes.c_char.from_buffer(self._log)),
             kernel_log_size=_LOG_BYTES,
+            kernel_log_level=self._log_level,
         )
         with _libbpf.messages() as said:
             handle = self._library.bpf_object__open_mem(self._data, len(self._data), ctypes.byref(options))
             errno = ctypes.get_errno()
         if not handle:
+            from hookline.bpf import _refusal
+
+            unresolved = _refusal.unresolved_at_open(name, said)
+            if unresolved is not None:
+                raise unresolved
             raise ObjectError(
                 f"libbpf cannot open {name}", errno=0, why="; ".join(said) or _libbpf.error_text(errno)
             )
@@ -433,47 +443,20 @@ class Object:
             remedy="it was made by another version: detach and remove it, or migrate its entries",
         )
 
-    def _load_failure(self, errno: int, said: list[str]) -> BpfError:
-        text = "\n".join(said)
-        failed = re.search(r"prog '([^']+)': BPF program load failed", text)
-        log = self._log[: self._log.find(b"\0")].decode(errors="replace")
-        if failed and errno == errnos.EPERM and not re.search(r"^processed \d+ insns", log, re.MULTILINE):
-            return NotPermitted(
-                f"cannot load program {failed[1]!r} of {self.name}", capability="CAP_BPF " + self._needed()
-            )
-        if failed and log.strip():
-            return VerifierError(failed[1], log, errno=errno)
-        if errno == errnos.EPERM:
-            return NotPermitted(f"cannot load {self.name}", capability="CAP_BPF " + self._needed())
-        why = "; ".join(line for line in said if "failed to load object" not in line) or _libbpf.error_text(
-            errno
-        )
-        if "kernel BTF is missing" in text or "Error loading vmlinux BTF" in text:
-            return FeatureMissing("BTF of its own (CONFIG_DEBUG_INFO_BTF)", minimum_kernel="5.2", errno=errno)
-        if failed and errno == errnos.EINVAL:
-            return FeatureMissing(
-                f"program type of {failed[1]!r}",
-                errno=errno,
-                why=f"it refused the program without a reason: {why}",
-            )
-        return ObjectError(f"cannot load {self.name}", errno=errno, why=why)
+    def _verifier_said(self) -> str:
+        return self._log[: self._log.find(b"\0")].decode(errors="replace")
 
-    def _needed(self) -> str:
-        kinds = {program.type for program in self.programs.values()}
-        tracing = kinds & {"kprobe", "tracepoint", "raw_tracepoint", "perf_event", "tracing", "lsm"}
-        network = kinds & {
-            "xdp",
-            "sched_cls",
-            "sched_act",
-            "cgroup_skb",
-            "sk_lookup",
-            "sock_ops",
-            "sk_msg",
-            "sk_skb",
-        }
-        return (
-            " ".join(["CAP_PERFMON"] * bool(tracing) + ["CAP_NET_ADMIN"] * bool(network)) or "CAP_NET_ADMIN"
+    def _load_failure(self, errno: int, said: list[str]) -> BpfError:
+        from hookline.bpf import _refusal
+
+        types = frozenset(
+            program.type
+            for name, program in self.programs.items()
+            if self._library.bpf_program__autoload(self._program_handles[name])
         )
+        definitions = {name: one.definition for name, one in self.maps.items()}
+        log = self._verifier_said()
+        return _refusal.explain(_refusal.Failure(self.name, errno, said, log, self._data, types, definitions))
 
 
 class _Named(Mapping[str, _Item]):

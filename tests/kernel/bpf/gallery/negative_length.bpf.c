@@ -4,7 +4,7 @@
 
 SEC("raw_tp/sys_enter") int example(struct bpf_raw_tracepoint_args *ctx)
 {
-	char room[64];
+	char room[64] = {};
 	int length = ctx->args[1];
 #ifdef MENDED
 	length &= 63;
