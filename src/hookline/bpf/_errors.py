@@ -37,7 +37,16 @@ _LOG_FULL = 28
 ENOTSUPP = 524
 """The kernel's own "operation not supported", which the C library has no name for."""
 
-_CAPABILITY_BITS = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAPABILITY_BITS = {
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_RESOURCE": 24,
+    "CAP_SYSLOG": 34,
+    "CAP_PERFMON": 38,
+    "CAP_BPF": 39,
+}
 _IMPLIED_BY_SYS_ADMIN = {"CAP_PERFMON", "CAP_BPF", "CAP_SYS_ADMIN"}
 
 

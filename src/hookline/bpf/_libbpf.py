@@ -16,7 +16,7 @@ from typing import Any
 
 from hookline.bpf._errors import BpfError
 
-__all__ = ["OpenOptions", "library", "messages"]
+__all__ = ["OpenOptions", "library", "messages", "version"]
 
 MINIMUM = (1, 1)
 
@@ -82,6 +82,13 @@ def library() -> Any:
     _declare(found)
     found.libbpf_set_print(_CALLBACK)
     return found
+
+
+def version() -> str:
+    """libbpf's own version, such as ``"1.1.2"``; raises as `library` does."""
+    found = library()
+    found.libbpf_version_string.restype = ctypes.c_char_p
+    return str(found.libbpf_version_string().decode()).removeprefix("v")
 
 
 def _declare(found: Any) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "lab": Command("lab", "A small cluster of network namespaces on this machine"),
     "programs": Command("programs", "The eBPF programs of this machine: list, inspect, dump, load"),
     "maps": Command("maps", "The eBPF maps of this machine: list, dump, watch"),
+    "doctor": Command("doctor", "What this kernel and user can do, what is missing, how to mend it"),
     "verify": Command("verify", "What the kernel's verifier says of an object's programs"),
     "demo": Command("demo", "Balance real connections while things break"),
     "bench": Command("bench", "Measure every claim on this machine"),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec
 
-from hookline.bpf import _codec
+from hookline.bpf import _codec, _libbpf
 from hookline.bpf.features import _finding, _helpers, _hooks, _kernel, _loading
 from hookline.bpf.features._finding import Answer, Finding
 from hookline.bpf.features._kernel import config, config_source, lockdown, security_modules
@@ -31,6 +31,7 @@ __all__ = [
     "helper",
     "hooks",
     "kfunc",
+    "libbpf_version",
     "lockdown",
     "map_type",
     "map_types",
@@ -194,6 +195,15 @@ def btf() -> Finding:
     if os.path.exists(path):
         return Finding("btf", Answer.UNKNOWN, f"{path} cannot be read", "5.2", options)
     return Finding("btf", Answer.NO, f"there is no {path}", "5.2", options)
+
+
+def libbpf_version() -> str:
+    """The version of libbpf, such as ``"1.1"``.
+
+    Raises:
+        BpfError: It is not installed, or too old.
+    """
+    return _libbpf.version()
 
 
 def forget() -> None:
