@@ -132,7 +132,7 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("hookline d", {"describe", "delete", "demo"}),
+        ("hookline d", {"describe", "delete", "demo", "doctor"}),
         ("hookline get virt", {"virtualservices"}),
         ("hookline get ba", {"backends"}),
         ("hookline apply --node h", {"host"}),
