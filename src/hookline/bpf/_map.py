@@ -35,6 +35,10 @@ class Map(MapKinds):
     A key or value is given as a scalar of its dtype, a number, a dict or tuple of members, or bytes. What is
     read is a NumPy scalar, a copy; for per-CPU maps an array of shape ``(CPUs,)``, the possible CPUs.
 
+    Maps that hold something else (programs, maps, sockets, devices, cgroups) are given the thing and answer the
+    kernel's number for it: an id, a cookie, an index. A socket that is put into a sockmap or sockhash may answer 0 to
+    ``ioctl(FIONREAD)`` on some kernels: see `Program.attach_sockmap`.
+
     A map from an object lives until the object is closed; `duplicate` makes one that lives on. Maps from
     `from_pin` and `from_id` are the caller's to close. The kernel keeps a map while anything refers to it.
     """
