@@ -70,7 +70,7 @@ _SYSTEM_CALL_PREFIX = {
 
 def attach_raw_tracepoint(program: ProgramHandle, name: str) -> Link:
     """Make a raw tracepoint link; see `Program.attach_raw_tracepoint`."""
-    text = ctypes.create_string_buffer(name.encode())
+    text = ctypes.create_string_buffer(os.fsencode(name))
     attr = _syscall.attributes("QI4x", _syscall.address(text), program.fd)
     result = _syscall.call(Command.RAW_TRACEPOINT_OPEN, attr)
     if result >= 0:
@@ -154,7 +154,7 @@ def attach_kprobe(program: ProgramHandle, function: str, *, offset: int, returns
     what = f"cannot attach program {program.name!r} to {where}"
     if returns and offset:
         raise BpfError(what, why="a return has no offset in the function")
-    text = ctypes.create_string_buffer(function.encode())
+    text = ctypes.create_string_buffer(os.fsencode(function))
     try:
         event = open_event(kind, config, what=what, config1=ctypes.addressof(text), config2=offset)
     except BpfError as error:
@@ -176,7 +176,7 @@ def attach_kprobe_multi(
             errno=errnos.ENOENT,
             remedy=f"see {tracefs()}/available_filter_functions",
         )
-    texts = [ctypes.create_string_buffer(name.encode()) for name in names]
+    texts = [ctypes.create_string_buffer(os.fsencode(name)) for name in names]
     symbols = (ctypes.c_uint64 * len(names))(*(ctypes.addressof(text) for text in texts))
     cookies = (ctypes.c_uint64 * len(names))(*[cookie] * len(names))
     result = create(

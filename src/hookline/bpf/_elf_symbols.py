@@ -7,6 +7,7 @@ import errno as errnos
 import fnmatch
 import os
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,27 @@ from typing import TYPE_CHECKING, Any
 from hookline.bpf._errors import BpfError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from elftools.elf.elffile import ELFFile
 
 __all__ = ["Executable", "find_file"]
 
 _GO_SECTIONS = (".go.buildinfo", ".gopclntab", ".note.go.buildid")
-_FUNCTIONS = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
+_COMPRESSED = 0x800  # SHF_COMPRESSED
+_HIDDEN_VERSION = 0x8000
+_FUNCTION, _INDIRECT = 2, 10  # STT_FUNC, STT_GNU_IFUNC
+# What pyelftools and the tables' own indices let through when headers point to nowhere.
+_NONSENSE = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+    struct.error,
+)
 _LIBRARIES = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib")
 
 
@@ -70,6 +86,9 @@ class Executable:
         from elftools.elf.elffile import ELFFile
 
         self.path = path
+        self._size = path.stat().st_size
+        self._values: dict[str, int] = {}
+        self._indirect: set[str] = set()
         try:
             with path.open("rb") as file:
                 elf = ELFFile(file)
@@ -78,50 +97,92 @@ class Executable:
                     _Segment(part["p_vaddr"], part["p_offset"], part["p_filesz"])
                     for part in elf.iter_segments("PT_LOAD")
                 ]
-                self._tables = [table for name in (".symtab", ".dynsym") if (table := _table(elf, name))]
+                for name in (".symtab", ".dynsym"):
+                    self._add(elf, name)
         except OSError as error:
             raise BpfError(f"cannot read {path}", errno=error.errno or 0) from None
-        except (ELFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except ELFError as error:
             raise BpfError(f"{path} is no ELF file", errno=errnos.ENOEXEC, why=str(error)) from None
+        except _NONSENSE as error:
+            raise BpfError(
+                f"{path} is damaged", errno=errnos.ENOEXEC, why=f"its headers make no sense: {error}"
+            ) from None
 
     def offset_of(self, symbol: str) -> int:
         """The offset of a function in the file.
 
         Raises:
-            BpfError: It has no such function.
+            BpfError: It has no such function, or one that is chosen when the program starts.
         """
-        for names, symbols in self._tables:
-            wanted = _places(names, symbol.encode())
-            for value in symbols["value"][_isin(symbols["name"], wanted)]:
-                return self._file_offset(int(value), symbol)
-        close = difflib.get_close_matches(symbol, self.functions(), 1, 0.6)
+        if symbol in self._values:
+            return self._file_offset(self._values[symbol], symbol)
+        if symbol in self._indirect:
+            raise BpfError(
+                f"{symbol!r} of {self.path} cannot be probed by its name",
+                why="it is an indirect function: the name is that of a chooser, which runs once when a program "
+                "starts, not of the function that it chooses for this processor",
+                remedy="give the chosen function's offset, or its own name where the file is not stripped",
+            )
+        close = difflib.get_close_matches(symbol, self._values, 1, 0.6)
         raise BpfError(
             f"{self.path} has no function {symbol!r}",
             errno=errnos.ENOENT,
-            why="" if self.functions() else "it is stripped: it has no symbols",
+            why="" if self._values else "it is stripped: it has no symbols",
             remedy=f"did you mean {close[0]}?" if close else "nm and nm -D list what it has",
         )
 
     def matching(self, pattern: str) -> dict[str, int]:
         """The offsets of the functions whose name matches a shell pattern, one name for each place."""
         found: dict[int, str] = {}
-        for name, value in self._all().items():
+        for name, value in self._values.items():
             if fnmatch.fnmatchcase(name, pattern):
                 found.setdefault(self._file_offset(value, name), name)
         return {name: offset for offset, name in found.items()}
 
     def functions(self) -> list[str]:
         """The names of all functions."""
-        return sorted(self._all())
+        return sorted(self._values)
 
-    def _all(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for names, symbols in self._tables:
-            for place, value in zip(symbols["name"].tolist(), symbols["value"].tolist(), strict=True):
-                name = names[place : names.index(b"\0", place)].decode(errors="replace")
-                if name:
-                    found.setdefault(name, value)
-        return found
+    def _add(self, elf: ELFFile, table: str) -> None:
+        """Take the defined functions of a symbol table."""
+        import numpy as np
+
+        section = elf.get_section_by_name(table)
+        if section is None or section["sh_type"] == "SHT_NOBITS":  # stripped into a file of its own
+            return
+        data = self._read(section)
+        layout = _symbol_layout(elf.elfclass == 64, elf.little_endian)
+        symbols = np.frombuffer(data[: len(data) // layout.itemsize * layout.itemsize], layout)
+        names = self._read(elf.get_section(section["sh_link"]))
+        # Of several versions of a name, the one that programs are linked to today comes first.
+        symbols = symbols[np.argsort(self._old_versions(elf, table, len(symbols)), kind="stable")]
+        symbols = symbols[(symbols["shndx"] != 0) & np.isin(symbols["info"] & 15, (_FUNCTION, _INDIRECT))]
+        for place, info, value in symbols[["name", "info", "value"]].tolist():
+            name = names[place : names.index(b"\0", place)].decode(errors="replace")
+            if not name or name in self._values or name in self._indirect:
+                continue
+            if info & 15 == _INDIRECT:
+                self._indirect.add(name)
+            else:
+                self._values[name] = value
+
+    def _old_versions(self, elf: ELFFile, table: str, count: int) -> npt.NDArray[np.bool_]:
+        """Which symbols are kept only for programs that were linked long ago."""
+        import numpy as np
+
+        section = elf.get_section_by_name(".gnu.version") if table == ".dynsym" else None
+        old = np.zeros(count, dtype=bool)
+        if section is not None:
+            data = self._read(section)[: 2 * count]
+            versions = np.frombuffer(data, "<u2" if elf.little_endian else ">u2")
+            old[: len(versions)] = versions & _HIDDEN_VERSION != 0
+        return old
+
+    def _read(self, section: Any) -> bytes:
+        """A section's bytes, which must lie in the file as they are."""
+        if section["sh_flags"] & _COMPRESSED or section["sh_offset"] + section["sh_size"] > self._size:
+            raise ValueError(f"section {section.name!r} is not in the file")
+        return bytes(section.data())
 
     def _file_offset(self, address: int, symbol: str) -> int:
         for part in self._segments:
@@ -130,39 +191,12 @@ class Executable:
         raise BpfError(f"{symbol!r} of {self.path} is in no part of the file that is loaded")
 
 
-def _table(elf: ELFFile, name: str) -> tuple[bytes, Any] | None:
-    """A symbol table's names, and its defined functions as an array of `name`, `value`."""
+def _symbol_layout(wide: bool, little: bool) -> np.dtype[Any]:
+    """``Elf64_Sym`` or ``Elf32_Sym``."""
     import numpy as np
 
-    section = elf.get_section_by_name(name)
-    if section is None or section["sh_type"] == "SHT_NOBITS":
-        return None
-    order = "<" if elf.little_endian else ">"
-    wide = [("name", "u4"), ("info", "u1"), ("other", "u1"), ("shndx", "u2"), ("value", "u8"), ("size", "u8")]
-    small = [
-        ("name", "u4"),
-        ("value", "u4"),
-        ("size", "u4"),
-        ("info", "u1"),
-        ("other", "u1"),
-        ("shndx", "u2"),
-    ]
-    layout = np.dtype([(n, order + t) for n, t in (wide if elf.elfclass == 64 else small)])
-    symbols = np.frombuffer(section.data(), layout)
-    defined = (symbols["shndx"] != 0) & np.isin(symbols["info"] & 15, _FUNCTIONS)
-    return elf.get_section(section["sh_link"]).data(), symbols[defined]
-
-
-def _places(names: bytes, symbol: bytes) -> list[int]:
-    """Where a name is in a string table; linkers let a name be the tail of another."""
-    found, place = [], names.find(symbol + b"\0")
-    while place >= 0:
-        found.append(place)
-        place = names.find(symbol + b"\0", place + 1)
-    return found
-
-
-def _isin(values: Any, wanted: list[int]) -> Any:
-    import numpy as np
-
-    return np.isin(values, np.array(wanted, dtype=np.uint32))
+    number = "u8" if wide else "u4"
+    head = [("info", "u1"), ("other", "u1"), ("shndx", "u2")]
+    place = [("value", number), ("size", number)]
+    members = [("name", "u4"), *head, *place] if wide else [("name", "u4"), *place, *head]
+    return np.dtype([(name, ("<" if little else ">") + kind) for name, kind in members])

@@ -37,6 +37,8 @@ class _Target:
 
 def attach(program: Program, target: str) -> Link | ClsactFilter | LinkGroup:
     """Attach by a target's text, or by the section; see `Program.attach`."""
+    if "\0" in target:
+        raise BpfError(f"{target!r} is no place to attach to", why="it has a zero byte")
     text = target or from_section(program.section)
     _, _, where = text.partition(":")
     if not text:

@@ -19,7 +19,7 @@ import pytest
 
 from hookline import bpf
 from tests.kernel.bpf.hooks import Hooked, open_hooks
-from tests.requirements import missing_for, need
+from tests.requirements import missing_for, missing_program, need
 
 PROGRAMS = Path(__file__).with_name("programs")
 OBJECTS = Path(__file__).resolve().parents[3] / "build" / "test-objects"
@@ -113,6 +113,26 @@ def hooked(hooks_file: Path) -> Iterator[Callable[..., Hooked]]:
             return made
 
         yield load
+
+
+@pytest.fixture(scope="session")
+def executable(tmp_path_factory: pytest.TempPathFactory, clang: str) -> Path:
+    """A program, not stripped, that calls ``work`` as often as it is told and prints the function's place."""
+    folder = tmp_path_factory.mktemp("program")
+    source = folder / "program.c"
+    source.write_text(
+        "#include <stdlib.h>\n"
+        '__attribute__((noinline)) static int work(int x) { __asm__ volatile(""); return x + 1; }\n'
+        '__attribute__((noinline)) int work_more(int x) { __asm__ volatile(""); return x + 2; }\n'
+        "int main(int n, char **words) {\n"
+        "  int sum = 0;\n"
+        "  for (int i = 0; i < atoi(words[1]); i++) sum += work(i) + work_more(i);\n"
+        "  return sum == 12345;\n"
+        "}\n"
+    )
+    need("kernel", missing_program("cc"))
+    subprocess.run(["cc", "-O1", "-pie", "-fPIE", "-o", folder / "program", source], check=True)
+    return folder / "program"
 
 
 @pytest.fixture

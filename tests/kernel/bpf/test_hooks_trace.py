@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from hookline import bpf
 from hookline.bpf import features
 from tests.kernel.bpf.conftest import Wire
 from tests.kernel.bpf.hooks import Open, each, fires, getppid, supported
-from tests.requirements import missing_program, need
 
 
 @pytest.fixture
@@ -210,26 +208,6 @@ def a64l() -> None:
     LIBC.a64l(b"A")
 
 
-@pytest.fixture(scope="session")
-def executable(tmp_path_factory: pytest.TempPathFactory, clang: str) -> Path:
-    """A program, not stripped, that calls ``work`` as often as it is told and prints the function's place."""
-    folder = tmp_path_factory.mktemp("program")
-    source = folder / "program.c"
-    source.write_text(
-        "#include <stdlib.h>\n"
-        '__attribute__((noinline)) static int work(int x) { __asm__ volatile(""); return x + 1; }\n'
-        '__attribute__((noinline)) int work_more(int x) { __asm__ volatile(""); return x + 2; }\n'
-        "int main(int n, char **words) {\n"
-        "  int sum = 0;\n"
-        "  for (int i = 0; i < atoi(words[1]); i++) sum += work(i) + work_more(i);\n"
-        "  return sum == 12345;\n"
-        "}\n"
-    )
-    need("kernel", missing_program("cc"))
-    subprocess.run(["cc", "-O1", "-pie", "-fPIE", "-o", folder / "program", source], check=True)
-    return folder / "program"
-
-
 def test_uprobe_in_a_library(hooked: Open) -> None:
     hook = hooked("uprobe")
     for link in each(
@@ -270,57 +248,6 @@ def test_uprobe_in_a_program(executable: Path, hooks_file: Path) -> None:
             started.communicate(b"\n")
             assert started.returncode == 0
         assert int(obj.maps["hits"][hook]) == 6
-
-
-def test_symbols_agree_with_nm(executable: Path) -> None:
-    from hookline.bpf._elf_symbols import Executable, find_file
-
-    need("kernel", missing_program("nm"))
-    for path, flag in ((executable, "-a"), (find_file("libc.so.6"), "-D")):
-        shown = subprocess.run(["nm", flag, path], check=True, capture_output=True, text=True).stdout
-        file = Executable(path)
-        functions = re.findall(r"^([0-9a-f]+) [TtWi] ([a-z]\w*)(@@\S+)?$", shown, re.MULTILINE)
-        checked = [(int(value, 16), name) for value, name, _ in functions if name in file.functions()]
-        assert len(checked) >= 2
-        for value, name in checked[:200]:
-            # The first loaded segments are at the same place in the file as in memory.
-            assert file.offset_of(name) == value
-        assert not file.is_go
-
-
-def test_a_symbol_that_is_not_there(hooked: Open, executable: Path, tmp_path: Path) -> None:
-    program = hooked("uprobe").program
-    with pytest.raises(bpf.BpfError, match=r"has no function 'wrok'.*did you mean work\?"):
-        program.attach_uprobe(executable, "wrok")
-    with pytest.raises(bpf.BpfError, match="there is no file /no/such"):
-        program.attach_uprobe("/no/such", "work")
-    with pytest.raises(bpf.BpfError, match=r"no program or library 'libnosuch\.so'"):
-        program.attach_uprobe("libnosuch.so", "work")
-    text = tmp_path / "text"
-    text.write_text("no program")
-    with pytest.raises(bpf.BpfError, match="is no ELF file"):
-        program.attach_uprobe(text, "work")
-    stripped = tmp_path / "stripped"
-    subprocess.run(["strip", "-o", stripped, executable], check=True)
-    with pytest.raises(bpf.BpfError, match="has no function 'work'"):
-        program.attach_uprobe(stripped, "work")
-    with pytest.raises(bpf.BpfError, match="no process"):
-        program.attach_uprobe(executable, "work", pid=0x3FFFFF)
-
-
-def test_go_programs_get_no_uretprobe(hooked: Open, executable: Path, tmp_path: Path) -> None:
-    need("kernel", missing_program("objcopy"))
-    marked = tmp_path / "go-program"
-    note = tmp_path / "note"
-    note.write_bytes(b"go1.22")
-    subprocess.run(["objcopy", "--add-section", f".go.buildinfo={note}", executable, marked], check=True)
-    program = hooked("uretprobe").program
-    with pytest.raises(bpf.BpfError, match="is a Go program"):
-        program.attach_uprobe(marked, "work", returns=True)
-    with pytest.raises(bpf.BpfError, match="is a Go program"):
-        program.attach_uprobe(marked, 0x1000, returns=True)
-    with program.attach_uprobe(marked, "work"):
-        pass
 
 
 @pytest.mark.parametrize("returns", [False, True])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hookline import bpf
 from hookline.bpf._targets import from_section
@@ -89,6 +92,38 @@ def test_what_is_no_target(hooked: Open, wire: Wire, name: str, text: str, said:
         supported("netfilter")
     with pytest.raises(bpf.BpfError, match=f"(?s){said}"):
         hooked(name).program.attach(text)
+
+
+_WORDS = ["xdp", "tc", "tcx", "cgroup", "netns", "tracepoint", "kprobe", "kprobe.multi", "uprobe", "uprobe.multi", "perf",
+          "netfilter", "netkit", "near", "sched/sched_switch", "libc.so.6", "a64l", "ingress", "ipv4", "/", "+", 
+          ",", "0x1", "-1", "99999999999999999999", "\0", "\udcff", "é", ""]  # fmt: skip
+
+# A pattern could be put on every function of a library, which all processes would feel.
+_LETTERS = st.characters(exclude_characters="*?[")
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(
+    words=st.lists(st.sampled_from(_WORDS) | st.text(_LETTERS, max_size=5), max_size=5),
+    glue=st.sampled_from(":/+,"),
+)
+def test_any_text_is_a_target_or_a_bpf_error(some: list[bpf.Program], words: list[str], glue: str) -> None:
+    text = glue.join(words)
+    for program in some:
+        with contextlib.suppress(bpf.BpfError):
+            program.attach(text or ":").close()
+
+
+@pytest.fixture
+def some(hooked: Open, wire: Wire) -> list[bpf.Program]:
+    """Programs of several types, and an interface in a namespace of its own."""
+    names = ("xdp", "tc", "connect4", "tracepoint", "uprobe", "uprobe_multi", "perf_event")
+    return [hooked(name).program for name in names]
 
 
 def test_an_adopted_program_has_no_section(hooked: Open) -> None:
