@@ -363,21 +363,24 @@ def received(wire: Wire) -> int:
 @pytest.mark.feature("map", "cpumap")
 def test_cpumap(maps: bpf.Object, wire: Wire) -> None:
     cpus, redirect = maps.maps["cpus"], maps.programs["to_cpus"]
-    keys = [cpu for cpu in sorted(os.sched_getaffinity(0)) if cpu < 4]
-    cpus[keys[-1]] = 64
-    assert cpus[keys[-1]].tolist() == (64, 0)
-    assert redirect.test_run(PACKET).verdict == PASS  # it goes to CPU 2
+    last = max(cpu for cpu in os.sched_getaffinity(0) if cpu < cpus.max_entries)
+    maps.maps[".bss"].view()["chosen"][0] = last
+    assert redirect.test_run(PACKET).verdict == PASS
+    cpus[last] = 64
+    assert cpus[last].tolist() == (64, 0)
+    assert redirect.test_run(PACKET).verdict == REDIRECT
+    cpus[last] = (128, maps.programs["at_cpu"])
+    assert cpus[last].tolist() == (128, maps.programs["at_cpu"].id)
     assert cpus.used == 1
-    if bpf.possible_cpus() > 2:
-        cpus[2] = (192, maps.programs["at_cpu"])
-        assert redirect.test_run(PACKET).verdict == REDIRECT
-    else:
-        with pytest.raises(bpf.BpfError):
-            cpus[2] = 64
-    cpus[keys[-1]] = (128, maps.programs["at_cpu"])
-    assert cpus[keys[-1]].tolist() == (128, maps.programs["at_cpu"].id)
-    del cpus[keys[-1]]
+    # Frames really go to that CPU, into its own program.
+    redirect.test_run(PACKET, ingress=wire.far, live_frames=True, repeat=5)
+    eventually(5, lambda: counter(maps, "cpu_runs"))
+    assert counter(maps, "cpu_ran_on") == last
+    with pytest.raises(bpf.BpfError):
+        cpus[last] = (128, maps.programs["landed"])  # not a program for CPU maps
+    del cpus[last]
     assert cpus.read()[0].tolist() == []
+    assert redirect.test_run(PACKET).verdict == PASS
 
 
 @pytest.mark.feature("map", "xskmap")

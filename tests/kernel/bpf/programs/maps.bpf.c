@@ -259,8 +259,12 @@ SEC("raw_tp/sched_switch") int take_stack(void *ctx)
 REDIRECT(devices)
 REDIRECT(devices_by_hash)
 REDIRECT(narrow_devices)
-REDIRECT(cpus)
 REDIRECT(xsks)
+
+SEC("xdp") int to_cpus(struct xdp_md *ctx)
+{
+	return bpf_redirect_map(&cpus, chosen, XDP_PASS);
+}
 
 SEC("xdp/devmap") int at_egress(struct xdp_md *ctx)
 {
