@@ -224,6 +224,19 @@ def test_socket_filter(hooked: Open, loopback_only: None) -> None:
                 send()
 
 
+def test_a_filter_of_a_raw_socket_sees_every_frame(hooked: Open, wire: Wire) -> None:
+    hook = hooked("socket_filter")
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as tap:
+        tap.bind(("near", 0x88B5))
+        tap.settimeout(2)
+
+        def send() -> None:
+            wire.send()
+            assert tap.recv(100)[12:14] == b"\x88\xb5"
+
+        fires(hook, hook.program.attach_socket(tap), send)
+
+
 def test_a_filter_of_a_closed_socket_is_nobodys(hooked: Open, loopback_only: None) -> None:
     hook = hooked("socket_filter")
     with datagrams() as (_, other):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -327,6 +329,43 @@ def test_map_iterator(hooked: Open) -> None:
         hook.program.attach_tracing()
 
 
+def test_cgroup_iterator(hooked: Open, unique_name: Callable[[], str]) -> None:
+    hook = hooked("iter_cgroup")
+    top = bpf.cgroup_folder() / unique_name()
+    folders = [top, top / "a", top / "a" / "b"]
+    for folder in folders:
+        folder.mkdir()
+    try:
+        numbers = [folder.stat().st_ino for folder in folders]
+        for order, expected in (
+            ("self", numbers[:1]),
+            ("descendants", numbers),
+            ("descendants-last", numbers[::-1]),
+        ):
+            with hook.program.attach_iterator(cgroup=top, order=order) as link:  # type: ignore[arg-type]
+                assert link.info.cgroup_id in (0, numbers[0])
+                assert [int(line) for line in link.text().split()] == expected
+        with hook.program.attach_iterator(cgroup=folders[2], order="ancestors") as link:
+            assert [int(line) for line in link.text().split()][:3] == numbers[::-1]
+    finally:
+        for folder in reversed(folders):
+            folder.rmdir()
+
+
+def test_iterators_see_their_network_namespace(hooked: Open, wire: Wire) -> None:
+    hook = hooked("iter_tcp")
+    with hook.program.attach() as link, contextlib.ExitStack() as opened:
+        assert isinstance(link, bpf.Iterator)
+        with hook.more(0):
+            link.read()
+        for _ in range(3):
+            server = opened.enter_context(socket.socket())
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+        with hook.more(3):
+            link.read()
+
+
 def test_a_pinned_iterator_is_a_file(hooked: Open, pins: Path) -> None:
     hook = hooked("iter_task")
     with hook.program.attach_iterator(process=os.getpid()) as link:
@@ -415,6 +454,27 @@ def test_a_syscall_program_is_run(hooked: Open, loaded: bpf.Object) -> None:
     assert hook.program.run(bytes(context)).context == bytes(context)
     with pytest.raises(bpf.BpfError, match="cannot be run by itself"):
         loaded.programs["xdp_pass"].run()
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_cookies_tell_one_attachment_from_another(hooked: Open) -> None:
+    def check(name: str, attach: Callable[[bpf.Program], Any], event: Callable[[], object]) -> None:
+        hook = hooked(name)
+        number = int(hook.object.btf.enums()["hook"][f"HOOK_{name}"])
+        with attach(hook.program), hook.more(1):
+            event()
+        assert hook.object.maps["numbers"][number] == 0x1234567890
+
+    cookie = 0x1234567890
+    function = bpf.system_call("getcwd")
+    check("tracepoint", lambda p: p.attach_tracepoint("syscalls/sys_enter_getppid", cookie=cookie), getppid)
+    check("uprobe", lambda p: p.attach_uprobe("libc.so.6", "a64l", cookie=cookie), a64l)
+    if features.attach("uprobe.multi"):
+        check("uprobe_multi", lambda p: p.attach_uprobe_multi("libc.so.6", ["a64l"], cookie=cookie), a64l)
+    if features.attach("kprobe"):
+        check("kprobe", lambda p: p.attach_kprobe(function, cookie=cookie), os.getcwd)
+    if features.attach("kprobe.multi"):
+        check("kprobe_multi", lambda p: p.attach_kprobe_multi([function], cookie=cookie), os.getcwd)
 
 
 def test_a_program_for_another_hook_is_refused(hooked: Open, loaded: bpf.Object) -> None:

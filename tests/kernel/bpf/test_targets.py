@@ -174,6 +174,16 @@ def test_query_of_tcx(hooked: Open, wire: Wire) -> None:
         third = hooked("tcx_ingress").program
         with third.attach_tc("near", "ingress", expected_revision=found.revision, after=first):
             assert len(bpf.query("tcx:near:ingress").programs) == 3
+        # By the number of a link, and of a program, as a command line knows them.
+        with (
+            bpf.Link.from_id(first.id) as link,
+            bpf.Program.from_id(hook.program.id) as program,
+            third.attach_tc("near", "ingress", before=link) as placed,
+        ):
+            assert [one.program_id for one in bpf.query("tcx:near:ingress").programs][1] == third.id
+            placed.close()
+            with third.attach_tc("near", "ingress", after=program):
+                assert [one.program_id for one in bpf.query("tcx:near:ingress").programs][2] == third.id
     assert bpf.query("tcx:near:egress").programs == ()
 
 

@@ -37,21 +37,33 @@ static __always_inline void hit_by_us(__u32 hook)
 		return 0;                     \
 	}
 
+// As OURS, where the attachment has a cookie.
+#define PROBE(NAME, SECTION)                                                    \
+	SEC(SECTION) int on_##NAME(void *ctx)                                   \
+	{                                                                       \
+		__u32 hook = HOOK_##NAME;                                       \
+		__u64 cookie = bpf_get_attach_cookie(ctx);                      \
+		if (cookie)                                                     \
+			bpf_map_update_elem(&numbers, &hook, &cookie, BPF_ANY); \
+		hit_by_us(HOOK_##NAME);                                         \
+		return 0;                                                       \
+	}
+
 // The kernel's code
 
-OURS(tracepoint, "tracepoint/syscalls/sys_enter_getppid")
-OURS(kprobe, "ksyscall/getppid")
-OURS(kretprobe, "kretprobe")
-OURS(kprobe_multi, "kprobe.multi")
-OURS(kretprobe_multi, "kretprobe.multi")
+PROBE(tracepoint, "tracepoint/syscalls/sys_enter_getppid")
+PROBE(kprobe, "ksyscall/getppid")
+PROBE(kretprobe, "kretprobe")
+PROBE(kprobe_multi, "kprobe.multi")
+PROBE(kretprobe_multi, "kretprobe.multi")
 OURS(fentry, "fentry")
 OURS(fexit, "fexit")
 OURS(fmod_ret, "fmod_ret")
 OURS(lsm, "lsm/socket_create")
-OURS(uprobe, "uprobe/libc.so.6:a64l")
-OURS(uretprobe, "uretprobe")
-OURS(uprobe_multi, "uprobe.multi")
-OURS(uretprobe_multi, "uretprobe.multi")
+PROBE(uprobe, "uprobe/libc.so.6:a64l")
+PROBE(uretprobe, "uretprobe")
+PROBE(uprobe_multi, "uprobe.multi")
+PROBE(uretprobe_multi, "uretprobe.multi")
 
 SEC("raw_tp/sys_enter") int on_raw_tracepoint(__u64 *ctx)
 {
@@ -119,6 +131,23 @@ SEC("iter/bpf_map_elem") int on_iter_map(struct bpf_iter__bpf_map_elem *ctx)
 		return 0;
 	hit(HOOK_iter_map);
 	bpf_seq_write(ctx->meta->seq, value, sizeof(*value));
+	return 0;
+}
+
+SEC("iter/cgroup") int on_iter_cgroup(struct bpf_iter__cgroup *ctx)
+{
+	struct cgroup *cgroup = ctx->cgroup;
+	if (!cgroup)
+		return 0;
+	hit(HOOK_iter_cgroup);
+	BPF_SEQ_PRINTF(ctx->meta->seq, "%llu\n", cgroup->kn->id);
+	return 0;
+}
+
+SEC("iter/tcp") int on_iter_tcp(struct bpf_iter__tcp *ctx)
+{
+	if (ctx->sk_common)
+		hit(HOOK_iter_tcp);
 	return 0;
 }
 

@@ -26,6 +26,8 @@ enum hook {
 	HOOK_freplace,
 	HOOK_iter_task,
 	HOOK_iter_map,
+	HOOK_iter_cgroup,
+	HOOK_iter_tcp,
 	HOOK_tc,
 	HOOK_tcx_ingress,
 	HOOK_tcx_egress,
@@ -69,7 +71,7 @@ enum hook {
 	HOOKS,
 };
 
-enum { BPF_MAP_TYPE_SOCKMAP = 15 };
+enum { BPF_MAP_TYPE_SOCKMAP = 15, BPF_ANY = 0 };
 enum { NETKIT_PASS = 0, NF_ACCEPT = 1, SK_PASS = 1, FLOW_DISSECTOR_CONTINUE = 129 };
 enum { SOL_IP = 0, IP_TOS = 1 };
 enum { ACTIVE_ESTABLISHED = 4, PASSIVE_ESTABLISHED = 5 };
@@ -122,6 +124,26 @@ struct bpf_iter__bpf_map_elem {
 	void *map;
 	void *key;
 	void *value;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct bpf_iter__cgroup {
+	struct bpf_iter_meta *meta;
+	struct cgroup *cgroup;
+};
+
+struct sock_common;
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
 };
 
 #pragma clang attribute pop
