@@ -6,6 +6,7 @@ has and what it lacks, and why.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from xml.etree import ElementTree
 from tools.vm.kernels import VmError
 
 __all__ = ["Result", "counted", "judge", "read"]
+
+# How a skip begins that a probe, or need(), decided; what follows is the reason.
+_PREFIX = re.compile(r"missing: |this kernel has no [^:(]+: ")
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def _result(case: ElementTree.Element) -> Result:
         told = case.find(kind)
         if told is not None:
             outcome, reason = meaning, (told.get("message") or "").partition("\n")[0]
+    # A file that cannot even be imported has no class name.
     module = case.get("classname", "").removeprefix("tests.").replace(".", "/")
     return Result(
-        f"{module}::{case.get('name')}",
+        f"{module}::{case.get('name')}" if module else case.get("name", ""),
         outcome,
-        reason.removeprefix("missing: "),
+        _PREFIX.sub("", reason, count=1) if _PREFIX.match(reason) else reason,
         tuple(entry.get("value", "") for entry in case.iter("property") if entry.get("name") == "feature"),
         float(case.get("time", "0")),
     )

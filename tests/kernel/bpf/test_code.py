@@ -137,6 +137,7 @@ def test_functions_and_references(corpus: bpf.Object) -> None:
     assert all(0 <= one.target < len(code) for one in jumps if one.target is not None)
 
 
+@pytest.mark.feature("other", "machine code with source lines")
 def test_machine_code(corpus: bpf.Object) -> None:
     program = corpus.programs["calls"]
     machine = program.jited()

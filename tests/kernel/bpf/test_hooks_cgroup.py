@@ -54,12 +54,14 @@ def ends(family: int) -> tuple[socket.socket, socket.socket]:
         return client, taken
 
 
+@pytest.mark.feature("hook", "cgroup: bind")
 def test_bind(hooked: Open, cgroup: Path) -> None:
     for name, family in (("bind4", V4), ("bind6", V6), ("post_bind4", V4), ("post_bind6", V6)):
         hook = hooked(name)
         fires(hook, hook.program.attach(f"cgroup:{cgroup}"), lambda f=family: bind(f))  # type: ignore[misc]
 
 
+@pytest.mark.feature("hook", "cgroup: connect")
 @pytest.mark.parametrize(("name", "family"), [("connect4", V4), ("connect6", V6)])
 def test_connect(hooked: Open, cgroup: Path, name: str, family: int) -> None:
     hook = hooked(name)
@@ -82,6 +84,7 @@ def test_connect(hooked: Open, cgroup: Path, name: str, family: int) -> None:
     assert bpf.query(f"cgroup:{cgroup}:{name}").programs == ()
 
 
+@pytest.mark.feature("hook", "cgroup: connect of Unix sockets")
 def test_unix_connect(hooked: Open, cgroup: Path, tmp_path: Path) -> None:
     supported("cgroup/connect_unix")
     hook = hooked("connect_unix")
@@ -96,6 +99,7 @@ def test_unix_connect(hooked: Open, cgroup: Path, tmp_path: Path) -> None:
         fires(hook, hook.program.attach(f"cgroup:{cgroup}"), reach)
 
 
+@pytest.mark.feature("hook", "cgroup: sendmsg and recvmsg")
 @pytest.mark.parametrize(("version", "family"), [(4, V4), (6, V6)])
 def test_datagrams(hooked: Open, cgroup: Path, version: int, family: int) -> None:
     for name in (f"sendmsg{version}", f"recvmsg{version}"):
@@ -109,6 +113,7 @@ def test_datagrams(hooked: Open, cgroup: Path, version: int, family: int) -> Non
             fires(hook, hook.program.attach_cgroup(cgroup), send)
 
 
+@pytest.mark.feature("hook", "cgroup: packets (cgroup_skb)")
 @pytest.mark.parametrize("family", [V4, V6])
 def test_packets_of_a_cgroup(hooked: Open, cgroup: Path, family: int) -> None:
     for name in ("cgroup_ingress", "cgroup_egress"):
@@ -137,6 +142,7 @@ def test_packets_in_either_direction(hooked: Open, cgroup: Path) -> None:
             fires(hook, hook.program.attach(f"cgroup:{cgroup}:{direction}"), send)
 
 
+@pytest.mark.feature("hook", "cgroup: getpeername and getsockname")
 @pytest.mark.parametrize(("version", "family"), [(4, V4), (6, V6)])
 def test_names_of_sockets(hooked: Open, cgroup: Path, version: int, family: int) -> None:
     one, other = ends(family)
@@ -149,12 +155,14 @@ def test_names_of_sockets(hooked: Open, cgroup: Path, version: int, family: int)
             fires(hook, hook.program.attach_cgroup(cgroup), ask)
 
 
+@pytest.mark.feature("hook", "cgroup: sockets made and released")
 def test_socket_s_beginning_and_end(hooked: Open, cgroup: Path) -> None:
     for name in ("sock_create", "sock_release"):
         hook = hooked(name)
         fires(hook, hook.program.attach(f"cgroup:{cgroup}"), lambda: socket.socket().close())
 
 
+@pytest.mark.feature("hook", "cgroup: getsockopt and setsockopt")
 def test_options(hooked: Open, cgroup: Path) -> None:
     with socket.socket() as one:
         hook = hooked("setsockopt")
@@ -165,6 +173,7 @@ def test_options(hooked: Open, cgroup: Path) -> None:
         fires(hook, hook.program.attach_cgroup(cgroup), lambda: one.getsockopt(socket.SOL_IP, socket.IP_TOS))
 
 
+@pytest.mark.feature("hook", "cgroup: sock_ops")
 @pytest.mark.parametrize("family", [V4, V6])
 def test_sock_ops(hooked: Open, cgroup: Path, family: int) -> None:
     """A connection is established twice: at the client and at the server."""
@@ -179,6 +188,7 @@ def test_sock_ops(hooked: Open, cgroup: Path, family: int) -> None:
             connect(server)
 
 
+@pytest.mark.feature("hook", "cgroup: device")
 def test_device(hooked: Open, cgroup: Path) -> None:
     hook = hooked("device")
 
@@ -192,6 +202,7 @@ def test_device(hooked: Open, cgroup: Path) -> None:
         fires(hook, link, look)
 
 
+@pytest.mark.feature("hook", "cgroup: sysctl")
 def test_sysctl(hooked: Open, cgroup: Path) -> None:
     hook = hooked("sysctl")
 
@@ -203,6 +214,7 @@ def test_sysctl(hooked: Open, cgroup: Path) -> None:
     fires(hook, hook.program.attach(f"cgroup:{cgroup}"), look)
 
 
+@pytest.mark.feature("hook", "cgroup: LSM")
 def test_lsm_of_a_cgroup(hooked: Open, cgroup: Path) -> None:
     supported("lsm")
     hook = hooked("lsm_cgroup")

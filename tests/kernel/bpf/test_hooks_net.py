@@ -111,6 +111,7 @@ def netkit(wire: Wire) -> Iterator[str]:
         yield names[peer]
 
 
+@pytest.mark.feature("hook", "netkit")
 @pytest.mark.parametrize("end", ["primary", "peer"])
 def test_netkit(hooked: Open, netkit: str, end: str) -> None:
     hook = hooked(f"netkit_{end}")
@@ -135,6 +136,7 @@ def test_netkit(hooked: Open, netkit: str, end: str) -> None:
         hook.program.attach_netkit("near", end)  # type: ignore[arg-type]
 
 
+@pytest.mark.feature("hook", "netfilter")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_netfilter(hooked: Open, loopback_only: None, family: socket.AddressFamily) -> None:
     supported("netfilter")
@@ -166,6 +168,7 @@ def test_netfilter(hooked: Open, loopback_only: None, family: socket.AddressFami
 # Network namespaces
 
 
+@pytest.mark.feature("hook", "sk_lookup")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sk_lookup(hooked: Open, loopback_only: None, family: socket.AddressFamily) -> None:
     hook = hooked("sk_lookup")
@@ -185,6 +188,7 @@ def test_sk_lookup(hooked: Open, loopback_only: None, family: socket.AddressFami
         hook.program.attach_netns("absent")
 
 
+@pytest.mark.feature("hook", "flow dissector")
 def test_flow_dissector(hooked: Open, wire: Wire) -> None:
     """A packet socket looks for the transport header in each packet that it sends."""
     hook = hooked("flow_dissector")
@@ -198,6 +202,7 @@ def test_flow_dissector(hooked: Open, wire: Wire) -> None:
 # Sockets
 
 
+@pytest.mark.feature("hook", "socket filter")
 def test_socket_filter(hooked: Open, loopback_only: None) -> None:
     hook = hooked("socket_filter")
     with datagrams() as (one, other):
@@ -254,6 +259,7 @@ def test_a_filter_of_a_closed_socket_is_nobodys(hooked: Open, loopback_only: Non
         hook.program.attach_socket(file.fileno())
 
 
+@pytest.mark.feature("hook", "socket filter of another process's socket")
 def test_another_process_s_socket(hooked: Open) -> None:
     hook = hooked("socket_filter")
     script = (
@@ -294,6 +300,7 @@ def test_another_process_s_socket(hooked: Open) -> None:
         child.communicate("\n")
 
 
+@pytest.mark.feature("hook", "reuseport")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reuseport(hooked: Open, loopback_only: None, family: socket.AddressFamily) -> None:
     hook = hooked("sk_reuseport")
@@ -334,6 +341,7 @@ def exchanged(source: socket.socket, target: socket.socket) -> Callable[[], None
     return send
 
 
+@pytest.mark.feature("hook", "sk_msg")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sk_msg(hooked: Open, loopback_only: None, family: socket.AddressFamily) -> None:
     hook = hooked("sk_msg")
@@ -362,6 +370,7 @@ def test_a_socket_keeps_the_programs_that_its_map_had(hooked: Open, loopback_onl
             exchanged(server, client)()
 
 
+@pytest.mark.feature("hook", "sk_skb verdict")
 @pytest.mark.parametrize("kind", ["verdict", None])
 def test_sk_skb_verdict(hooked: Open, loopback_only: None, kind: Any) -> None:
     hook = hooked("sk_skb_verdict")
@@ -376,6 +385,7 @@ def test_sk_skb_verdict(hooked: Open, loopback_only: None, kind: Any) -> None:
         exchanged(client, server)()
 
 
+@pytest.mark.feature("hook", "sk_skb parser")
 def test_sk_skb_parser_and_verdict(hooked: Open, loopback_only: None) -> None:
     hook = hooked("sk_skb_stream_parser", "sk_skb_stream_verdict")
     sockets = hook.object.maps["sockets"]
@@ -393,6 +403,7 @@ def test_sk_skb_parser_and_verdict(hooked: Open, loopback_only: None) -> None:
         exchanged(client, server)()
 
 
+@pytest.mark.feature("hook", "a socket map's program by a link")
 def test_a_socket_map_has_a_link_from_6_10_on(hooked: Open, pins: Path) -> None:
     supported("sockmap links")
     hook = hooked("sk_msg")

@@ -30,6 +30,7 @@ def tracefs() -> None:
 # Tracepoints
 
 
+@pytest.mark.feature("hook", "tracepoint")
 @pytest.mark.usefixtures("tracefs")
 def test_tracepoint(hooked: Open) -> None:
     hook = hooked("tracepoint")
@@ -68,6 +69,7 @@ def test_raw_tracepoint(hooked: Open) -> None:
         hook.program.attach_raw_tracepoint("sys_entre")
 
 
+@pytest.mark.feature("hook", "tp_btf")
 def test_tp_btf(hooked: Open) -> None:
     hook = hooked("tp_btf")
     for link in each(
@@ -80,6 +82,7 @@ def test_tp_btf(hooked: Open) -> None:
 # Kernel functions
 
 
+@pytest.mark.feature("hook", "kprobe")
 def test_kprobe(hooked: Open) -> None:
     supported("kprobe")
     hook = hooked("kprobe")
@@ -97,6 +100,7 @@ def test_kprobe(hooked: Open) -> None:
         fires(hook, link, getppid)
 
 
+@pytest.mark.feature("hook", "kretprobe")
 def test_kretprobe(hooked: Open) -> None:
     supported("kprobe")
     hook = hooked("kretprobe")
@@ -120,6 +124,7 @@ def test_a_function_that_is_not_there(hooked: Open) -> None:
         program.attach_kprobe("qqqqqqqqqqqqqqqqqq")
 
 
+@pytest.mark.feature("hook", "kprobe.multi")
 @pytest.mark.usefixtures("tracefs")
 @pytest.mark.parametrize("returns", [False, True])
 def test_kprobe_multi(hooked: Open, returns: bool) -> None:
@@ -157,7 +162,10 @@ def test_without_kprobes_it_says_so(hooked: Open) -> None:
 # Typed tracing
 
 
-@pytest.mark.parametrize("name", ["fentry", "fexit", "fmod_ret"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.feature("hook", name)) for name in ("fentry", "fexit", "fmod_ret")],
+)
 def test_entry_exit_and_return(hooked: Open, name: str) -> None:
     supported(name)
     # A return may be changed only where the kernel says so; security_* functions are such.
@@ -172,6 +180,7 @@ def test_entry_exit_and_return(hooked: Open, name: str) -> None:
         fires(hook, link, lambda: socket.socket().close())
 
 
+@pytest.mark.feature("hook", "LSM")
 def test_lsm(hooked: Open) -> None:
     supported("lsm")
     hook = hooked("lsm")
@@ -179,6 +188,7 @@ def test_lsm(hooked: Open) -> None:
         fires(hook, link, lambda: socket.socket().close())
 
 
+@pytest.mark.feature("hook", "freplace")
 def test_freplace(hooked: Open, wire: Wire) -> None:
     supported("freplace")
     whole = hooked("xdp")
@@ -210,6 +220,7 @@ def a64l() -> None:
     LIBC.a64l(b"A")
 
 
+@pytest.mark.feature("hook", "uprobe")
 def test_uprobe_in_a_library(hooked: Open) -> None:
     hook = hooked("uprobe")
     for link in each(
@@ -226,6 +237,7 @@ def test_uprobe_in_a_library(hooked: Open) -> None:
         fires(hook, link, a64l)
 
 
+@pytest.mark.feature("hook", "uretprobe")
 def test_uretprobe(hooked: Open) -> None:
     hook = hooked("uretprobe")
     for link in each(
@@ -252,6 +264,7 @@ def test_uprobe_in_a_program(executable: Path, hooks_file: Path) -> None:
         assert int(obj.maps["hits"][hook]) == 6
 
 
+@pytest.mark.feature("hook", "uprobe.multi")
 @pytest.mark.parametrize("returns", [False, True])
 def test_uprobe_multi(hooked: Open, returns: bool) -> None:
     supported("uprobe.multi")
@@ -288,6 +301,7 @@ def test_without_uprobe_multi_it_says_so(hooked: Open) -> None:
 # Iterators
 
 
+@pytest.mark.feature("hook", "iterator over tasks")
 def test_task_iterator(hooked: Open) -> None:
     hook = hooked("iter_task")
     with hook.program.attach() as link:
@@ -310,6 +324,7 @@ def test_task_iterator(hooked: Open) -> None:
             link.read()
 
 
+@pytest.mark.feature("hook", "iterator over a map")
 def test_map_iterator(hooked: Open) -> None:
     hook = hooked("iter_map")
     numbers = hook.object.maps["numbers"]
@@ -388,6 +403,7 @@ def touch_pages(count: int) -> None:
             memory[page * mmap.PAGESIZE] = 1
 
 
+@pytest.mark.feature("hook", "perf event: page faults")
 def test_page_faults_of_this_process(hooked: Open) -> None:
     hook = hooked("perf_event")
     with hook.program.attach_perf_event("page-faults", pid=os.getpid()) as link:
@@ -406,6 +422,7 @@ def busy(seconds: float) -> None:
         pass
 
 
+@pytest.mark.feature("hook", "perf event: clock of every CPU")
 def test_clock_samples_every_cpu(hooked: Open) -> None:
     hook = hooked("perf_event")
     with hook.program.attach("perf:cpu-clock:1000") as link:
@@ -444,6 +461,7 @@ def test_perf_events_are_pinned_together(hooked: Open, pins: Path) -> None:
 # Syscall programs
 
 
+@pytest.mark.feature("hook", "syscall program")
 def test_a_syscall_program_is_run(hooked: Open, loaded: bpf.Object) -> None:
     hook = hooked("syscall")
     context = (ctypes.c_uint32 * 3)(20, 22, 0)

@@ -179,6 +179,7 @@ def test_live_frames_are_sent(loaded: bpf.Object, wire: Wire, kinds: str) -> Non
             assert loaded.maps["cpu_array"][0].sum() >= 50
 
 
+@pytest.mark.feature("other", "programs as bpftool shows them")
 def test_info_agrees_with_bpftool(loaded: bpf.Object) -> None:
     need("kernel", missing_program("bpftool"))
     for program in loaded.programs.values():

@@ -25,6 +25,7 @@ char _license[] SEC("license") = "GPL";
 """
 
 
+@pytest.mark.feature("other", "the trace pipe")
 def test_lines_come_as_they_are_written(
     compiled: Callable[..., Path], unique_name: Callable[[], str]
 ) -> None:
