@@ -18,7 +18,7 @@ from tools.vm.kernels import VmError
 __all__ = ["Result", "counted", "judge", "read"]
 
 # How a skip begins that a probe, or need(), decided; what follows is the reason.
-_PREFIX = re.compile(r"missing: |this kernel has no [^:(]+: ")
+_PREFIX = re.compile(r"^(missing: |this kernel has no [^:(]+: )")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _result(case: ElementTree.Element) -> Result:
     return Result(
         f"{module}::{case.get('name')}" if module else case.get("name", ""),
         outcome,
-        _PREFIX.sub("", reason, count=1) if _PREFIX.match(reason) else reason,
+        _PREFIX.sub("", reason),
         tuple(entry.get("value", "") for entry in case.iter("property") if entry.get("name") == "feature"),
         float(case.get("time", "0")),
     )
