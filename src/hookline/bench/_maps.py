@@ -21,7 +21,7 @@ from hookline.bench._starts import python, timed
 from hookline.errors import HooklineError
 
 OBJECT = Path(__file__).with_name("measured.bpf.o")
-EVENTS = 200_000
+EVENTS, RING_BYTES = 200_000, 16 << 20
 ENTRIES = 65_536
 SAMPLE = 4_096
 ROUNDS = 11
@@ -31,6 +31,8 @@ _JOB = np.dtype([("count", np.uint32), ("called", np.uint32)])
 def ring_rows(settings: Settings) -> Iterator[Row]:
     """Events of 64 bytes taken out of a ring and their sizes added up."""
     with bpf.Object.open(OBJECT) as obj:
+        for name in ("mapped", "called"):
+            obj.resize(name, RING_BYTES)
         obj.load()
         with obj.ring("mapped", "event") as ring, _CalledRing(obj.maps["called"].fd) as called:
 
@@ -115,6 +117,7 @@ def read_rows(settings: Settings) -> Iterator[Row]:
     """A per-CPU hash read whole and summed over CPUs and entries."""
     with bpf.Object.open(OBJECT) as obj:
         obj.only("fill_flows")
+        obj.resize("flows", ENTRIES)
         obj.load()
         flows = obj.maps["flows"]
         _run(obj, "fill_flows", ENTRIES)
@@ -158,6 +161,7 @@ def write_rows(settings: Settings) -> Iterator[Row]:
     keys = np.arange(ENTRIES, dtype=np.uint32)
     with bpf.Object.open(OBJECT) as obj:
         obj.only("fill_flows")
+        obj.resize("table", ENTRIES)
         obj.load()
         table = obj.maps["table"]
         values = np.zeros(ENTRIES, table.value_dtype)
@@ -222,7 +226,7 @@ def load_rows(settings: Settings) -> Iterator[Row]:
         reference=f"bpftool prog loadall, {statistics.median(bpftools):.1f} ms",
         reference_values=bpftools,
         method=(
-            f"five programs, seven maps with 32 MiB of rings; ours in a process that runs, closing included; bpftool's start "
+            f"five programs and six maps; ours in a process that runs, closing included; bpftool's start "
             f"({statistics.median(starts):.1f} ms) and pins included; {settings.where}"
         ),
     )

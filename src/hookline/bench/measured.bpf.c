@@ -4,7 +4,7 @@
 #include "kernel.h"
 #include "ring.h"
 
-#define ENTRIES 65536
+#define ENTRIES 1024
 
 struct counters {
 	__u64 packets, bytes;
@@ -17,8 +17,8 @@ struct event {
 
 const struct event *unused_event __attribute__((unused));
 
-RING(mapped, 16 << 20);
-RING(called, 16 << 20);
+RING(mapped, 4096);
+RING(called, 4096);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
