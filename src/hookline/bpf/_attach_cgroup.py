@@ -6,7 +6,7 @@ import errno as errnos
 import os
 from pathlib import Path
 
-from hookline.bpf._errors import BpfError, FeatureMissing
+from hookline.bpf._errors import BpfError, FeatureMissing, lacking
 from hookline.bpf._handle import ProgramHandle
 from hookline.bpf._link import Link, create, expect_type, made
 from hookline.bpf._syscall import AttachType
@@ -118,12 +118,18 @@ def attach_cgroup(program: ProgramHandle, path: str | os.PathLike[str], attach_t
             why="it is no folder of cgroup v2",
             remedy=f"cgroup v2 is at {cgroup_folder()}",
         )
+    if result == -errnos.EPERM and not lacking("CAP_NET_ADMIN", "CAP_BPF"):
+        raise BpfError(
+            f"cannot attach program {program.name!r} to {where}",
+            errno=errnos.EPERM,
+            why="a program that does not share holds the hook there or above, attached without BPF_F_ALLOW_MULTI",
+            remedy="bpftool cgroup tree shows it; its owner can attach it with multi",
+        )
     return Link(made(result, program, where, capability="CAP_NET_ADMIN CAP_BPF", remedies=_CGROUP_REMEDIES))
 
 
 _CGROUP_REMEDIES = {
     errnos.EINVAL: "its hook must be the one that it was loaded for",
-    errnos.EPERM: "another program holds the hook without sharing it",
     errnos.E2BIG: "a hook of a cgroup takes 64 programs",
 }
 

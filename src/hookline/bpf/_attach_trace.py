@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hookline.bpf import _syscall, features
-from hookline.bpf._errors import ENOTSUPP, BpfError, FeatureMissing, failure
+from hookline.bpf._errors import ENOTSUPP, BpfError, FeatureMissing, NotPermitted, failure
 from hookline.bpf._group import LinkGroup
 from hookline.bpf._handle import ProgramHandle
 from hookline.bpf._link import Link, create, expect_type, made
@@ -103,10 +103,18 @@ def tracefs() -> Path:
 
     Raises:
         BpfError: Nowhere that this process sees.
+        NotPermitted: It is mounted, and only root may read it.
     """
     for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
         if os.path.isdir(f"{place}/events"):
             return Path(place)
+        if os.path.ismount(place) and not os.access(place, os.R_OK | os.X_OK):
+            raise NotPermitted(
+                "cannot read what the kernel can trace",
+                capability="CAP_PERFMON",
+                why=f"{place} is readable by root alone",
+                remedy="run it as root",
+            )
     raise BpfError(
         "tracefs is not mounted",
         why="the kernel's tracepoints and functions are listed there",

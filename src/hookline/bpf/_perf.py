@@ -13,10 +13,10 @@ import platform
 import struct
 from pathlib import Path
 
-from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError, FeatureMissing, failure
 from hookline.bpf._handle import ProgramHandle
 from hookline.bpf._link import Link, create, made
+from hookline.bpf._link_info import attach_type_name
 from hookline.bpf._syscall import AttachType
 
 __all__ = ["SOFTWARE", "TRACEPOINT", "link_event", "online_cpus", "open_event", "probe_source"]
@@ -135,13 +135,6 @@ def check_probe(program: ProgramHandle, where: str, multi: AttachType | None) ->
     raise BpfError(
         f"cannot attach program {program.name!r} to {where}",
         errno=errnos.EINVAL,
-        why=f"it was loaded for {_syscall_name(expected)}",
+        why=f"it was loaded for {attach_type_name(expected) if expected else 'single probes'}",
         remedy=f"before the load: expect_attach_type({program.name!r}, {wanted})",
     )
-
-
-def _syscall_name(attach_type: int) -> str:
-    try:
-        return AttachType(attach_type).name.lower() if attach_type else "single probes"
-    except ValueError:
-        return _syscall.name_of([], attach_type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hookline import bpf
 from tests.kernel.bpf.hooks import Open, each, fires, supported
 from tests.kernel.bpf.test_hooks_net import LOOPBACK, connect, datagrams, listening
+from tests.requirements import missing_program, need
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -239,6 +241,23 @@ def test_several_programs_on_one_hook(hooked: Open, cgroup: Path) -> None:
         assert [one.program_id for one in held] == [first.program.id, second.program.id]
         with first.more(1), second.more(1):
             connected(V4)
+
+
+def test_a_program_that_does_not_share_is_named(hooked: Open, cgroup: Path) -> None:
+    need("kernel", missing_program("bpftool"))
+    theirs, ours = hooked("connect4"), hooked("connect4")
+    words = [os.fspath(cgroup), "connect4", "id", str(theirs.program.id)]
+    subprocess.run(["bpftool", "cgroup", "attach", *words], check=True)
+    try:
+        with pytest.raises(
+            bpf.BpfError, match=r"does not share holds the hook.*bpftool cgroup tree"
+        ) as caught:
+            ours.program.attach_cgroup(cgroup)
+        assert not isinstance(caught.value, bpf.NotPermitted)
+        with theirs.more(1), ours.more(0):
+            connected(V4)
+    finally:
+        subprocess.run(["bpftool", "cgroup", "detach", *words], check=True)
 
 
 def test_update_pin_and_adopt(hooked: Open, cgroup: Path, pins: Path) -> None:
