@@ -156,7 +156,7 @@ def _mirror() -> str:
 def _download(suite: str, work: Path) -> Path:
     with _apt(suite, work) as options:
         print(f"vm: fetching {suite}'s kernel (once; kept in {cache()})", flush=True)
-        _run(["apt-get", *options, "update"])
+        _run(["apt-get", *options, "update", "--error-on=any"])
         depends = _run(["apt-cache", *options, "depends", "--important", "linux-image-amd64"])
         found = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
         if not found:
@@ -179,5 +179,14 @@ def _run(command: Sequence[str], folder: Path | None = None) -> str:
     except FileNotFoundError as error:
         raise VmError(f"{command[0]} is not installed: tools/setup test-vm brings it") from error
     if done.returncode != 0:
-        raise VmError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}".rstrip())
+        said = (done.stderr or done.stdout).strip().splitlines()[-4:]
+        raise VmError(f"{_shown(command)} failed: {'; '.join(said)}")
     return done.stdout
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command without apt's settings."""
+    words = list(command)
+    while "-o" in words:
+        del words[words.index("-o") : words.index("-o") + 2]
+    return " ".join(words)
