@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hookline.bpf import features, pin
+from hookline.bpf import pin
 from hookline.bpf._btf import Btf
 from hookline.bpf._clsact import ClsactFilter
 from hookline.bpf._errors import (
@@ -42,6 +42,7 @@ from hookline.bpf._user_ring import UserRing
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
+    from hookline.bpf import features
     from hookline.bpf._attach_cgroup import cgroup_folder
     from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
     from hookline.bpf._attach_trace import system_call
@@ -163,8 +164,10 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "features":
+        return import_module(f"{__name__}.features")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
