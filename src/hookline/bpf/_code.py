@@ -263,41 +263,24 @@ class _Details:
     symbols: dict[int, str]
 
 
+# What is behind a pointer: how many records, and the size of each, a number or the field that has it.
+_PARTS: dict[str, tuple[str, int | str]] = {
+    "jited_ksyms": ("nr_jited_ksyms", 8),
+    "jited_func_lens": ("nr_jited_func_lens", 4),
+    "func_info": ("nr_func_info", "func_info_rec_size"),
+    "line_info": ("nr_line_info", "line_info_rec_size"),
+    "jited_line_info": ("nr_jited_line_info", "jited_line_info_rec_size"),
+    "prog_tags": ("nr_prog_tags", 8),
+}
+
+
 def _details(fd: int, name: str, *, code: bool) -> _Details:
+    """Ask twice: for the sizes, and with room for everything."""
     sizes = Info()
     _syscall.info(fd, sizes, "a program")
     if not sizes.xlated_prog_len:
         raise NotPermitted(f"cannot read the code of program {name!r}", capability=_CAPABILITIES)
-    # Room for what was counted; a count that the answer lowers was lowered for want of permission.
-    room = {
-        "xlated_prog_insns": sizes.xlated_prog_len if code else 0,
-        "jited_prog_insns": 0 if code else sizes.jited_prog_len,
-        "jited_ksyms": sizes.nr_jited_ksyms * 8,
-        "jited_func_lens": sizes.nr_jited_func_lens * 4,
-        "func_info": sizes.nr_func_info * sizes.func_info_rec_size,
-        "line_info": sizes.nr_line_info * sizes.line_info_rec_size,
-        "jited_line_info": sizes.nr_jited_line_info * sizes.jited_line_info_rec_size,
-        "prog_tags": sizes.nr_prog_tags * 8,
-    }
-    buffers = {key: ctypes.create_string_buffer(size) for key, size in room.items() if size}
-    wanted = Info(**{key: ctypes.addressof(buffer) for key, buffer in buffers.items()})
-    for pointer, count in (
-        ("jited_ksyms", "nr_jited_ksyms"),
-        ("jited_func_lens", "nr_jited_func_lens"),
-        ("func_info", "nr_func_info"),
-        ("line_info", "nr_line_info"),
-        ("jited_line_info", "nr_jited_line_info"),
-        ("prog_tags", "nr_prog_tags"),
-    ):
-        if pointer in buffers:
-            setattr(wanted, count, getattr(sizes, count))
-    if code:
-        wanted.xlated_prog_len = sizes.xlated_prog_len
-    else:
-        wanted.jited_prog_len = sizes.jited_prog_len
-    wanted.func_info_rec_size = sizes.func_info_rec_size
-    wanted.line_info_rec_size = sizes.line_info_rec_size
-    wanted.jited_line_info_rec_size = sizes.jited_line_info_rec_size
+    wanted, buffers = _request(sizes, code=code)
     _syscall.info(fd, wanted, "a program")
     if not (wanted.xlated_prog_insns if code else wanted.jited_prog_insns or not sizes.jited_prog_len):
         raise NotPermitted(
@@ -307,6 +290,29 @@ def _details(fd: int, name: str, *, code: bool) -> _Details:
             remedy="sysctl kernel.kptr_restrict=0 net.core.bpf_jit_harden=0, as root",
         )
     return _read(name, wanted, {key: buffer.raw for key, buffer in buffers.items()})
+
+
+def _request(sizes: Info, *, code: bool) -> tuple[Info, dict[str, ctypes.Array[ctypes.c_char]]]:
+    """A description to be filled, and the memory that its pointers point to."""
+    wanted = Info()
+    buffers: dict[str, ctypes.Array[ctypes.c_char]] = {}
+
+    def room(pointer: str, size: int) -> None:
+        if size:
+            buffers[pointer] = ctypes.create_string_buffer(size)
+            setattr(wanted, pointer, _syscall.address(buffers[pointer]))
+
+    kind = "xlated" if code else "jited"
+    length = f"{kind}_prog_len"
+    setattr(wanted, length, getattr(sizes, length))
+    room(f"{kind}_prog_insns", getattr(sizes, length))
+    for pointer, (count, size) in _PARTS.items():
+        each = size if isinstance(size, int) else getattr(sizes, size)
+        if isinstance(size, str):
+            setattr(wanted, size, each)
+        setattr(wanted, count, getattr(sizes, count))
+        room(pointer, getattr(sizes, count) * each)
+    return wanted, buffers
 
 
 def _read(name: str, info: Info, parts: dict[str, bytes]) -> _Details:
