@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno as errnos
 import os
 import re
@@ -17,6 +18,7 @@ from hookline.bpf.pin import TRACEFS, ensure_tracefs
 
 __all__ = ["TraceLine", "TracePipe", "trace_pipe"]
 
+_EVENT = TRACEFS / "events/bpf_trace/bpf_trace_printk/enable"
 _LINE = re.compile(
     r"\s*(?P<task>.+?)-(?P<process>\d+)\s+(?:\([^)]*\)\s+)?\[(?P<cpu>\d+)\]\s+(?:\S+\s+)?(?P<time>\d+\.\d+): "
     r"(?P<event>\w+): (?P<text>.*)"
@@ -63,6 +65,9 @@ class TracePipe:
             self._fd = os.open(TRACEFS / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise _refused(error) from None
+        # The kernel does the same when a program that prints is loaded, in newer kernels a moment later.
+        with contextlib.suppress(OSError):
+            _EVENT.write_text("1")
 
     def __iter__(self) -> Iterator[TraceLine]:
         while True:
