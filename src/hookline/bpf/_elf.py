@@ -10,7 +10,7 @@ import io
 import struct
 import sys
 
-from hookline.bpf._btf import Btf
+from hookline.bpf._btf import Btf, Kind
 from hookline.bpf._errors import ObjectError
 
 __all__ = ["validate"]
@@ -69,9 +69,70 @@ def validate(data: bytes, name: str) -> None:
             remedy=_RECOMPILE,
         )
     try:
-        Btf(sections[".BTF"])
+        _check_types(Btf(sections[".BTF"]))
     except ObjectError as error:
         raise ObjectError(f"{name} is damaged", why=str(error), remedy=_RECOMPILE) from None
+
+
+_REFERRING = {
+    Kind.PTR, Kind.ARRAY, Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.FUNC, Kind.FUNC_PROTO,
+    Kind.VAR, Kind.DECL_TAG, Kind.TYPE_TAG,
+}  # fmt: skip
+_HOLDING = {Kind.ARRAY, Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG}
+_STRUCTURES = {Kind.STRUCT, Kind.UNION}
+
+
+def _check_types(btf: Btf) -> None:
+    """Check what libbpf trusts: references lead to types of the right kinds, and no type holds itself.
+
+    Raises:
+        ObjectError: One does not.
+    """
+    for number in range(len(btf)):
+        found = btf[number]
+        targets = [found.target] if found.kind in _REFERRING else []
+        targets += [member.type_id for member in found.members]
+        if any(target >= len(btf) for target in targets):
+            raise _damaged_types(f"type {number} refers to one that does not exist")
+        if found.kind is Kind.FUNC and btf[found.target].kind is not Kind.FUNC_PROTO:
+            raise _damaged_types(f"function {number} has no prototype")
+        if found.kind is Kind.DATASEC:
+            kinds = {btf[member.type_id].kind for member in found.members}
+            if not kinds <= {Kind.VAR, Kind.FUNC}:
+                raise _damaged_types(f"section {number} holds what is no variable")
+    _check_nesting(btf)
+
+
+def _check_nesting(btf: Btf) -> None:
+    """Raise where a type holds itself, directly or through others (pointers hold nothing)."""
+    finished: set[int] = set()
+    for start in range(len(btf)):
+        path: list[tuple[int, list[int]]] = [] if start in finished else [(start, _held(btf, start))]
+        within = {number for number, _ in path}
+        while path:
+            number, rest = path[-1]
+            if not rest:
+                path.pop()
+                within.discard(number)
+                finished.add(number)
+                continue
+            following = rest.pop()
+            if following in within:
+                raise _damaged_types(f"type {following} holds itself")
+            if following not in finished:
+                path.append((following, _held(btf, following)))
+                within.add(following)
+
+
+def _held(btf: Btf, number: int) -> list[int]:
+    found = btf[number]
+    if found.kind in _HOLDING:
+        return [found.target]
+    return [member.type_id for member in found.members] if found.kind in _STRUCTURES else []
+
+
+def _damaged_types(why: str) -> ObjectError:
+    return ObjectError("the type information (BTF) is damaged", why=why)
 
 
 def _check_header(data: bytes, name: str) -> None:

@@ -346,7 +346,9 @@ class Object:
     def _read_btf(self) -> Btf:
         """The object's BTF as libbpf completed it: sections have their sizes, variables their offsets."""
         size = ctypes.c_uint32()
-        place = self._library.btf__raw_data(self._library.bpf_object__btf(self._handle), ctypes.byref(size))
+        types = self._library.bpf_object__btf(self._handle)
+        # libbpf goes on without BTF that it cannot read, and its functions take no NULL.
+        place = self._library.btf__raw_data(types, ctypes.byref(size)) if types else None
         if not place:
             raise ObjectError(f"{self.name} has no type information (BTF)")
         return Btf(ctypes.string_at(place, size.value))
