@@ -146,6 +146,11 @@ _RULES = [
         "the access is not aligned to its size",
         "read the bytes one by one, or by __builtin_memcpy() into an aligned variable",
     ),
+    _Rule(
+        r"leaks addr|R\d+ pointer comparison prohibited|attempt to corrupt spilled pointer",
+        "an address of the kernel could be read from what the program leaves behind, which takes CAP_PERFMON",
+        "do not store, return or compare pointers as numbers, or run with CAP_PERFMON",
+    ),
     # Context and results
     _Rule(
         r"invalid bpf_context access off=(?P<offset>\d+) size=(?P<size>\d+)|dereference of modified ctx ptr",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hookline.bpf import _map_forms, _syscall
+from hookline.bpf import _map_forms, _rights, _syscall
 from hookline.bpf._btf import Btf
 from hookline.bpf._btf_encode import Encoder
 from hookline.bpf._codec import unknown_name
@@ -177,4 +177,4 @@ def _refusal(kind: str, name: str, errno: int, max_entries: int) -> BpfError:
         return BpfError(
             what, errno=errno, why=f"there is no memory for {max_entries} entries, or they are too large"
         )
-    return failure(errno, what)
+    return failure(errno, what, capability=" ".join(_rights.for_maps([kind])))

@@ -6,10 +6,10 @@ import difflib
 import errno as errnos
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hookline.bpf import _libbpf
+from hookline.bpf import _libbpf, _rights
 from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
 from hookline.bpf._map import MapDefinition
 from hookline.bpf._source import SourceMap, SourcePlace
@@ -74,7 +74,9 @@ def explain(failure: Failure) -> BpfError:
         if error is not None:
             return error
     if failure.errno == errnos.EPERM:
-        return NotPermitted(f"cannot load {failure.name}", capability=needed(failure.types))
+        return NotPermitted(
+            f"cannot load {failure.name}", capability=" ".join(_rights.for_programs(failure.types))
+        )
     if failure.find("kernel BTF is missing|Error loading vmlinux BTF"):
         return FeatureMissing(
             "BTF of its own (CONFIG_DEBUG_INFO_BTF)",
@@ -85,23 +87,12 @@ def explain(failure: Failure) -> BpfError:
     return ObjectError(f"cannot load {failure.name}", errno=failure.errno, why=_words(failure))
 
 
-def needed(types: Iterable[str]) -> str:
-    """The capabilities that it takes to load programs of these types, joined by spaces."""
-    kinds = set(types)
-    tracing = kinds & {
-        "kprobe", "tracepoint", "raw_tracepoint", "raw_tracepoint_writable", "perf_event", "tracing", "lsm", "ext",
-        "struct_ops",
-    }  # fmt: skip
-    plain = {"socket_filter", "cgroup_skb", "syscall", "struct_ops"}
-    network = kinds - tracing - plain or kinds & {"ext", "cgroup_skb"}
-    return " ".join(["CAP_BPF"] + ["CAP_PERFMON"] * bool(tracing) + ["CAP_NET_ADMIN"] * bool(network))
-
-
 def _program_refused(failure: Failure, program: str) -> BpfError:
     verified = re.search(r"^processed \d+ insns", failure.log, re.MULTILINE)
     if failure.errno == errnos.EPERM and not verified:
         return NotPermitted(
-            f"cannot load program {program!r} of {failure.name}", capability=needed(failure.types)
+            f"cannot load program {program!r} of {failure.name}",
+            capability=" ".join(_rights.for_programs(failure.types)),
         )
     relocation = re.search(
         r"failed to resolve CO-RE relocation <(\w+)> \[\d+\] (?:(struct|union|enum) )?([^\s(]+)", failure.log
@@ -256,7 +247,8 @@ def _map_refused(failure: Failure) -> BpfError | None:
     name, errno = found[1], int(found[2])
     what = f"cannot make map {name!r} of {failure.name}"
     if errno == errnos.EPERM:
-        return NotPermitted(what, capability=needed(failure.types), errno=errno)
+        kinds = {failure.maps[name].type} if name in failure.maps else set()
+        return NotPermitted(what, capability=" ".join(_rights.for_maps(kinds)), errno=errno)
     if errno in (errnos.ENOMEM, errnos.E2BIG):
         remedy = f"make it smaller: obj.resize({name!r}, …) before load"
         return ObjectError(what, errno=errno, why="there is not enough memory for its size", remedy=remedy)

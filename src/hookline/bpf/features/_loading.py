@@ -11,7 +11,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from hookline.bpf import _libbpf, _syscall
+from hookline.bpf import _libbpf, _rights, _syscall
 from hookline.bpf._errors import ENOTSUPP, BpfError
 from hookline.bpf._syscall import AttachType, Command
 from hookline.bpf.features import _helpers
@@ -28,15 +28,6 @@ _SLEEPABLE = 1 << 4
 
 NETWORK = ("CAP_BPF", "CAP_NET_ADMIN")
 TRACING = ("CAP_BPF", "CAP_PERFMON")
-_NETWORK_TYPES = {
-    "sched_cls", "sched_act", "xdp", "lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local", "sk_skb", "sk_msg",
-    "flow_dissector", "cgroup_device", "cgroup_sock", "cgroup_sock_addr", "cgroup_sockopt", "cgroup_sysctl",
-    "sock_ops", "sk_reuseport", "sk_lookup", "netfilter", "ext",
-}  # fmt: skip
-_TRACING_TYPES = {
-    "kprobe", "tracepoint", "perf_event", "raw_tracepoint", "raw_tracepoint_writable", "tracing", "lsm",
-    "struct_ops", "ext",
-}  # fmt: skip
 # The expected attach type without which these types are not loaded.
 _ATTACH_TYPES = {
     "cgroup_sock": AttachType.CGROUP_INET_SOCK_CREATE,
@@ -206,7 +197,7 @@ def program_type(name: str) -> Finding:
     """Whether programs of a type can be loaded."""
     number = _number(name)
     feature = f"program type {name}"
-    capabilities = ("CAP_BPF", *(_of_type(name)))
+    capabilities = _rights.for_programs([name])
     if name in ("tracing", "lsm"):
         kind, place = ("tp_btf", "sched_switch") if name == "tracing" else ("lsm", "file_open")
         return _renamed(tracing(kind, place), feature)
@@ -289,7 +280,7 @@ def map_type(name: str) -> Finding:
         os.close(result)
         return yes(feature, "one was made")
     if result == -errnos.EPERM:
-        return refused(feature, *NETWORK)
+        return refused(feature, *_rights.for_maps([name]))
     if result in (-errnos.E2BIG, -errnos.EBADF, -ENOTSUPP):
         return yes(feature, "the kernel knows it, and refuses the probe for its size or its inner map")
     if result == -errnos.EINVAL:
@@ -303,7 +294,7 @@ def helper(program: str, wanted: str | int) -> Finding:
     number = _number(program)
     helper_number = _helpers.number_of(wanted)
     feature = f"helper {_helpers.name_of(helper_number)} in {program} programs"
-    capabilities = ("CAP_BPF", *_of_type(program))
+    capabilities = _rights.for_programs([program])
     attach_type, function = _ATTACH_TYPES.get(program, 0), 0
     if program in ("tracing", "lsm"):
         kind, place = ("tp_btf", "sched_switch") if program == "tracing" else ("lsm", "file_open")
@@ -336,10 +327,6 @@ def _refusal_is_yes(feature: str, trial: Trial, capabilities: tuple[str, ...], w
     if trial.errno == errnos.EINVAL and not trial.log.strip():
         return no(feature, "the kernel does not know it")
     return unknown(feature, _said(trial))
-
-
-def _of_type(program: str) -> list[str]:
-    return ["CAP_NET_ADMIN"] * (program in _NETWORK_TYPES) + ["CAP_PERFMON"] * (program in _TRACING_TYPES)
 
 
 def _renamed(finding: Finding, feature: str) -> Finding:
