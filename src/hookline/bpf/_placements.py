@@ -14,13 +14,13 @@ import functools
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hookline.bpf import _info, _syscall, _system
-from hookline.bpf._errors import BpfError
+from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._link_info import LinkInfo, attach_type_name
 from hookline.bpf._syscall import AttachType, Command
 
@@ -45,6 +45,9 @@ _CLSACT = {0xFFFFFFF2: "ingress", 0xFFFFFFF3: "egress"}
 _QDISC_PARENT = 0xFFFFFFF1
 _CLONE_NEWNET = 0x40000000
 _SPACE = 256
+# NLM_F_DUMP_INTR: something came or went while the kernel was listing.
+_INTERRUPTED = 0x10
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _interfaces(label: str, held: _Links) -> list[Placement]:
 
     found: list[Placement] = []
     with IPRoute() as netlink:
-        for message in netlink.get_links():
+        for message in _listed(netlink.get_links):
             index, name = message["index"], message.get_attr("IFLA_IFNAME")
             for number, mode in _xdp(message):
                 link = held.on_interface("xdp", index, number)
@@ -244,6 +247,23 @@ def _interfaces(label: str, held: _Links) -> list[Placement]:
             found += _tcx(index, name, label, held)
         for name, direction, number in _filters(netlink):
             found.append(Placement(number, "clsact", name, direction, label))
+    return found
+
+
+def _listed(ask: Callable[[], Iterable[Any]]) -> list[Any]:
+    """A listing by netlink, asked for again when it changed meanwhile; nothing where what it is of has gone."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    found: list[Any] = []
+    for _ in range(_ATTEMPTS):
+        try:
+            found = list(ask())
+        except NetlinkError as error:
+            if error.code in (errnos.ENODEV, errnos.EINVAL, errnos.ENOENT):
+                return []
+            raise failure(error.code, "cannot list interfaces", capability="CAP_NET_ADMIN") from None
+        if not any(message["header"]["flags"] & _INTERRUPTED for message in found):
+            break
     return found
 
 
@@ -268,12 +288,12 @@ def _tcx(index: int, name: str, label: str, held: _Links) -> Iterator[Placement]
 def _filters(netlink: Any) -> Iterator[tuple[str, str, int]]:
     from hookline.bpf._clsact import filter_program
 
-    for qdisc in netlink.get_qdiscs():
+    for qdisc in _listed(netlink.get_qdiscs):
         if qdisc["parent"] != _QDISC_PARENT:
             continue
         index = qdisc["index"]
         for parent, direction in _CLSACT.items():
-            for message in netlink.get_filters(index, parent=parent):
+            for message in _listed(functools.partial(netlink.get_filters, index, parent=parent)):
                 number = filter_program(message)
                 if number:
                     yield _syscall.interface_name(index), direction, number

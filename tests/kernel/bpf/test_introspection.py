@@ -172,6 +172,38 @@ def test_what_ip_and_tc_attached_is_found(kinds: Path, wire: Wire, pins: Path, l
     )
 
 
+def test_interfaces_that_come_and_go(loaded: bpf.Object, wire: Wire, unique_name: Callable[[], str]) -> None:
+    """What stays is found each time, whatever else is made and removed meanwhile."""
+    stop = threading.Event()
+    name = unique_name()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            for words in ("link add left type veth peer name right", "link del left"):
+                subprocess.run(["ip", "-n", name, *words.split()], check=True)
+            wire.run("ip", "link", "add", "come", "type", "veth", "peer", "name", "go")
+            wire.run("tc", "qdisc", "add", "dev", "come", "clsact")
+            wire.run("ip", "link", "del", "come")
+            subprocess.run(["ip", "netns", "del", name], check=True)
+
+    with (
+        loaded.programs["xdp_pass"].attach_xdp("near"),
+        loaded.programs["tc_mark"].attach_tc("near", "egress", hook="clsact"),
+    ):
+        other = threading.Thread(target=come_and_go)
+        other.start()
+        try:
+            for _ in range(15):
+                assert [str(one) for one in of(loaded.programs["xdp_pass"])] == ["xdp:near:native"]
+                assert [str(one) for one in of(loaded.programs["tc_mark"])] == ["clsact:near:egress"]
+        finally:
+            stop.set()
+            other.join()
+            if (Path("/run/netns") / name).exists():
+                subprocess.run(["ip", "netns", "del", name], check=True)
+
+
 @contextmanager
 def cgroup(name: str) -> Iterator[Path]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
