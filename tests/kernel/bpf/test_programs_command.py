@@ -394,6 +394,60 @@ def test_nothing_stays_of_what_fails(
     assert not [one for one in bpf.placements() if one.target == "near" and not one.namespace]
 
 
+COUNTING = """
+#include "types.h"
+__u64 switches = 0, samples = 0;
+SEC("tracepoint/sched/sched_switch") int switched(void *ctx)
+{
+	__sync_fetch_and_add(&switches, 1);
+	return 0;
+}
+SEC("perf_event") int sampled(void *ctx)
+{
+	__sync_fetch_and_add(&samples, 1);
+	return 0;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def test_perf_events_outlive_the_command_too(
+    run: Callable[..., str], compiled: Callable[..., Path], own: str
+) -> None:
+    """A tracepoint's link is pinned, and the links of a sampled event, one for each CPU."""
+    places = ["tracepoint:sched/sched_switch", "perf:cpu-clock:100"]
+    options = [word for place in places for word in ("--attach", place)]
+    command = [
+        sys.executable,
+        "-m",
+        "hookline",
+        "programs",
+        "load",
+        str(compiled(COUNTING)),
+        "--name",
+        own,
+        *options,
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    links = user_objects.FOLDER / own / "links"
+    assert len(list((links / "sampled-1").iterdir())) == os.cpu_count()
+
+    def counted() -> tuple[int, int]:
+        with bpf.Map.from_pin(user_objects.FOLDER / own / "maps" / "bss") as memory:
+            return int(memory[0]["switches"]), int(memory[0]["samples"])
+
+    before = counted()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not all(
+        now > then for now, then in zip(counted(), before, strict=True)
+    ):
+        sum(range(1_000_000))  # samples are taken of what runs
+        time.sleep(0.05)
+    assert all(now > then for now, then in zip(counted(), before, strict=True))
+    run("unload", own)
+    assert not (user_objects.FOLDER / own).exists()
+
+
 def test_a_folder_of_ones_own(run: Callable[..., str], kinds: Path, pins: Path) -> None:
     shown = run("load", kinds, "--program", "add", "--pin", pins)
     assert f"pinned at {pins}" in shown
