@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _LOG_FULL = 28
+END_CHARACTERS = 1 << 16
 ENOTSUPP = 524
 """The kernel's own "operation not supported", which the C library has no name for."""
 
@@ -142,10 +143,10 @@ class VerifierError(BpfError):
         if errno == _LOG_FULL and not _STATISTICS.search(log.rstrip().rpartition("\n")[2]):
             # Before Linux 6.4 a log without room ends without a reason; only a program that is far too large fills it.
             self.excerpt, log = "the log is full", "BPF program is too large"
-        (self.advice, self.mend), parts = advise(log)
-        self.instruction = _instruction(self.log)
+        (self.advice, self.mend), parts = advise(log[-END_CHARACTERS:])
+        self.instruction = _instruction(self.log[-END_CHARACTERS:])
         shown = int(parts["alloc"]) if "alloc" in parts else self.instruction
-        self.source = _source(self.log, program, shown, lines)
+        self.source = _source(self.log[-END_CHARACTERS:], program, shown, lines)
         super().__init__(
             f"the verifier refused program {program!r}" + (f" at {self.source}" if self.source else ""),
             errno=errno,
@@ -175,10 +176,13 @@ def summary(log: str) -> tuple[str, int]:
 
     These are the reason, and before it the instruction and the source line it was given for, where known.
     """
-    lines = [line.rstrip() for line in log.replace("\0", "").splitlines() if line.strip()]
+    # A log may have a million lines of steps; the reason stands at its end.
+    end = log[-END_CHARACTERS:]
+    before = log.count("\n") - end.count("\n")
+    lines = [line.rstrip() for line in end.replace("\0", "").splitlines() if line.strip()]
     reasons = [index for index, line in enumerate(lines) if not any(p.match(line) for p in _NO_REASON)]
     if not reasons:
-        return "it gave no reason", len(lines)
+        return "it gave no reason", before + len(lines)
     last = first = reasons[-1]
     while first - 1 in reasons and last - first < 2:
         first -= 1
@@ -190,7 +194,7 @@ def summary(log: str) -> tuple[str, int]:
                 shown.append(f"at `{_bare(line)}`")
                 used += 1
                 break
-    return " ".join(shown), len(lines) - used
+    return " ".join(shown), before + len(lines) - used
 
 
 def _bare(line: str) -> str:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hookline.bpf import _libbpf, _rights
-from hookline.bpf._errors import BpfError, FeatureMissing, NotPermitted, ObjectError, VerifierError
+from hookline.bpf._errors import (
+    END_CHARACTERS,
+    BpfError,
+    FeatureMissing,
+    NotPermitted,
+    ObjectError,
+    VerifierError,
+)
 from hookline.bpf._map import MapDefinition
 from hookline.bpf._source import SourceMap, SourcePlace
 
@@ -60,6 +67,11 @@ class Failure:
     def text(self) -> str:
         return "\n".join(self.said)
 
+    @property
+    def end(self) -> str:
+        """The log's last lines, where its reason stands: the whole may have a million."""
+        return self.log[-END_CHARACTERS:]
+
     def find(self, pattern: str) -> re.Match[str] | None:
         return re.search(pattern, self.text)
 
@@ -88,18 +100,18 @@ def explain(failure: Failure) -> BpfError:
 
 
 def _program_refused(failure: Failure, program: str) -> BpfError:
-    verified = re.search(r"^processed \d+ insns", failure.log, re.MULTILINE)
+    verified = re.search(r"^processed \d+ insns", failure.end, re.MULTILINE)
     if failure.errno == errnos.EPERM and not verified:
         return NotPermitted(
             f"cannot load program {program!r} of {failure.name}",
             capability=" ".join(_rights.for_programs(failure.types)),
         )
     relocation = re.search(
-        r"failed to resolve CO-RE relocation <(\w+)> \[\d+\] (?:(struct|union|enum) )?([^\s(]+)", failure.log
+        r"failed to resolve CO-RE relocation <(\w+)> \[\d+\] (?:(struct|union|enum) )?([^\s(]+)", failure.end
     )
     if relocation:
         return _relocation_failed(failure, program, relocation)
-    helper = re.search(r"invalid func unknown#(\d+)", failure.log)
+    helper = re.search(r"invalid func unknown#(\d+)", failure.end)
     if helper:
         return _helper_missing(int(helper[1]), failure.errno)
     if failure.log.strip():
@@ -139,7 +151,7 @@ def _has_type(name: str) -> bool:
 
 
 def _place_of_log(failure: Failure, program: str) -> SourcePlace | None:
-    found = re.search(r"^(\d+): <invalid CO-RE relocation>", failure.log, re.MULTILINE)
+    found = re.search(r"^(\d+): <invalid CO-RE relocation>", failure.end, re.MULTILINE)
     return SourceMap(failure.data).find(program, int(found[1])) if found else None
 
 
