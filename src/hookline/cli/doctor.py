@@ -51,10 +51,10 @@ def _print(report: Report) -> None:
     )
     print()
     rows = [
-        (one.name, one.hook or "none", one.why, " ".join(one.lacking) or "all held")
+        (one.name, one.hook or "none", one.why, " ".join(one.capabilities), " ".join(one.lacking))
         for one in report.functions
     ]
-    print_table(("FUNCTION", "HOOK", "WHY", "LACKS"), rows)
+    print_table(("FUNCTION", "HOOK", "WHY", "NEEDS", "LACKS"), rows)
     _print_passed(report)
     _print_foreign(report)
     _print_remedies(report)
