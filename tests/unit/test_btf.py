@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hookline.bpf import BpfError, Btf, ObjectError
-from hookline.bpf._btf import Kind
+from hookline.bpf._types._btf import Kind
 
 
 class Writer:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from hookline import bpf
-from hookline.bpf._ring_memory import BUSY, DISCARD, Fences, RingMemory
+from hookline.bpf._maps._ring_memory import BUSY, DISCARD, Fences, RingMemory
 
 SIZE, PAGE = 4096, 4096
 

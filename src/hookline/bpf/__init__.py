@@ -16,8 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hookline.bpf import pin
-from hookline.bpf._btf import Btf
-from hookline.bpf._clsact import ClsactFilter
 from hookline.bpf._errors import (
     BpfError,
     FeatureMissing,
@@ -28,36 +26,45 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
-from hookline.bpf._info import ProgramInfo
-from hookline.bpf._link import Link
-from hookline.bpf._link_info import LinkInfo
-from hookline.bpf._map import Map, MapDefinition
-from hookline.bpf._object import Constants, Object
-from hookline.bpf._program import Program, TestRun
-from hookline.bpf._ring import Backlog, Ring
+from hookline.bpf._introspection._system import btfs, links, maps, programs, run_statistics
+from hookline.bpf._links._clsact import ClsactFilter
+from hookline.bpf._links._link import Link
+from hookline.bpf._links._link_info import LinkInfo
+from hookline.bpf._maps._map import Map, MapDefinition
+from hookline.bpf._maps._ring import Backlog, Ring
+from hookline.bpf._maps._user_ring import UserRing
+from hookline.bpf._objects._object import Constants, Object
+from hookline.bpf._programs._info import ProgramInfo
+from hookline.bpf._programs._program import Program, TestRun
 from hookline.bpf._syscall import AttachType, possible_cpus
-from hookline.bpf._system import btfs, links, maps, programs, run_statistics
-from hookline.bpf._types import BtfInfo
-from hookline.bpf._user_ring import UserRing
+from hookline.bpf._types._btf import Btf
+from hookline.bpf._types._kernel_types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
     from hookline.bpf import features
-    from hookline.bpf._attach_cgroup import cgroup_folder
-    from hookline.bpf._attach_socket import MapAttachment, SocketAttachment
-    from hookline.bpf._attach_trace import system_call
-    from hookline.bpf._attach_xdp import refuse_occupied
-    from hookline.bpf._code import Function, Jited, MachineFunction, MachineInstruction, SourceLine, Xlated
-    from hookline.bpf._disassemble import Instruction, disassemble
-    from hookline.bpf._group import LinkGroup
-    from hookline.bpf._holders import Holder, holders, pinned
-    from hookline.bpf._iterator import Iterator
-    from hookline.bpf._placements import Placement, placements
-    from hookline.bpf._query import Hook, HookEntry, query
-    from hookline.bpf._source import SourcePlace
-    from hookline.bpf._targets import TARGETS, target_types
-    from hookline.bpf._trace_pipe import TraceLine, TracePipe, trace_pipe
-    from hookline.bpf._verify import Verdict, verify
+    from hookline.bpf._introspection._code import (
+        Function,
+        Jited,
+        MachineFunction,
+        MachineInstruction,
+        SourceLine,
+        Xlated,
+    )
+    from hookline.bpf._introspection._disassemble import Instruction, disassemble
+    from hookline.bpf._introspection._holders import Holder, holders, pinned
+    from hookline.bpf._introspection._placements import Placement, placements
+    from hookline.bpf._introspection._trace_pipe import TraceLine, TracePipe, trace_pipe
+    from hookline.bpf._links._attach_cgroup import cgroup_folder
+    from hookline.bpf._links._attach_socket import MapAttachment, SocketAttachment
+    from hookline.bpf._links._attach_trace import system_call
+    from hookline.bpf._links._attach_xdp import refuse_occupied
+    from hookline.bpf._links._group import LinkGroup
+    from hookline.bpf._links._iterator import Iterator
+    from hookline.bpf._links._query import Hook, HookEntry, query
+    from hookline.bpf._links._targets import TARGETS, target_types
+    from hookline.bpf._objects._source import SourcePlace
+    from hookline.bpf._objects._verify import Verdict, verify
 
 __all__ = [
     "TARGETS",
@@ -129,37 +136,37 @@ __all__ = [
 
 # What looks into the whole system, and ways onto single hooks, are imported when first named.
 _LATER = {
-    "cgroup_folder": "_attach_cgroup",
-    "MapAttachment": "_attach_socket",
-    "SocketAttachment": "_attach_socket",
-    "system_call": "_attach_trace",
-    "refuse_occupied": "_attach_xdp",
-    "LinkGroup": "_group",
-    "Iterator": "_iterator",
-    "Hook": "_query",
-    "HookEntry": "_query",
-    "query": "_query",
-    "TARGETS": "_targets",
-    "target_types": "_targets",
-    "Placement": "_placements",
-    "placements": "_placements",
-    "Function": "_code",
-    "Jited": "_code",
-    "MachineFunction": "_code",
-    "MachineInstruction": "_code",
-    "SourceLine": "_code",
-    "Xlated": "_code",
-    "Instruction": "_disassemble",
-    "disassemble": "_disassemble",
-    "Holder": "_holders",
-    "holders": "_holders",
-    "pinned": "_holders",
-    "TraceLine": "_trace_pipe",
-    "TracePipe": "_trace_pipe",
-    "trace_pipe": "_trace_pipe",
-    "SourcePlace": "_source",
-    "Verdict": "_verify",
-    "verify": "_verify",
+    "cgroup_folder": "_links._attach_cgroup",
+    "MapAttachment": "_links._attach_socket",
+    "SocketAttachment": "_links._attach_socket",
+    "system_call": "_links._attach_trace",
+    "refuse_occupied": "_links._attach_xdp",
+    "LinkGroup": "_links._group",
+    "Iterator": "_links._iterator",
+    "Hook": "_links._query",
+    "HookEntry": "_links._query",
+    "query": "_links._query",
+    "TARGETS": "_links._targets",
+    "target_types": "_links._targets",
+    "Placement": "_introspection._placements",
+    "placements": "_introspection._placements",
+    "Function": "_introspection._code",
+    "Jited": "_introspection._code",
+    "MachineFunction": "_introspection._code",
+    "MachineInstruction": "_introspection._code",
+    "SourceLine": "_introspection._code",
+    "Xlated": "_introspection._code",
+    "Instruction": "_introspection._disassemble",
+    "disassemble": "_introspection._disassemble",
+    "Holder": "_introspection._holders",
+    "holders": "_introspection._holders",
+    "pinned": "_introspection._holders",
+    "TraceLine": "_introspection._trace_pipe",
+    "TracePipe": "_introspection._trace_pipe",
+    "trace_pipe": "_introspection._trace_pipe",
+    "SourcePlace": "_objects._source",
+    "Verdict": "_objects._verify",
+    "verify": "_objects._verify",
 }
 
 

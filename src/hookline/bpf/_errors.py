@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from hookline.bpf._advice import advise
-from hookline.bpf._source import SourceMap, SourcePlace
+from hookline.bpf._objects._advice import advise
+from hookline.bpf._objects._source import SourceMap, SourcePlace
 from hookline.errors import HooklineError
 
 __all__ = [

@@ -17,7 +17,8 @@ import pytest
 
 import hookline
 from hookline import bpf
-from hookline.bpf import _symbols, _syscall
+from hookline.bpf import _syscall
+from hookline.bpf._introspection import _symbols
 from hookline.bpf._syscall import Command
 from tests.requirements import missing_program, need
 

@@ -115,8 +115,8 @@ SELF = [
 
 @pytest.mark.parametrize(("name", "types"), SELF, ids=[name for name, _ in SELF])
 def test_types_that_hold_themselves(name: str, types: bytes) -> None:
-    from hookline.bpf._btf import Btf
-    from hookline.bpf._elf import _check_types
+    from hookline.bpf._objects._elf import _check_types
+    from hookline.bpf._types._btf import Btf
 
     texts = b"\0x\0"
     data = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(texts)) + types + texts

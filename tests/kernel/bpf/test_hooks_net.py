@@ -423,7 +423,7 @@ def test_before_6_10_the_map_holds_the_program(
     hooked: Open, loopback_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an older kernel answers to the link is played; the attachment itself is real."""
-    from hookline.bpf import _attach_socket
+    from hookline.bpf._links import _attach_socket
 
     monkeypatch.setattr(_attach_socket, "create", lambda *_: -22)
     hook, other = hooked("sk_msg"), hooked("sk_msg")

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from hookline import bpf
-from hookline.bpf import _syscall, _types
-from hookline.bpf._btf import Kind
+from hookline.bpf import _syscall
 from hookline.bpf._syscall import Command
+from hookline.bpf._types import _kernel_types
+from hookline.bpf._types._btf import Kind
 from tests.kernel.bpf.conftest import Wire, elsewhere, in_thread
 from tests.requirements import missing_program, need
 
@@ -80,7 +81,10 @@ def test_the_kernels_types() -> None:
     assert kernel.c_name(number) == "int tcp_v4_rcv(struct sk_buff * skb)"
     structure = kernel.find("sk_buff", Kind.STRUCT)
     assert structure is not None
-    assert _types.names(0, [number, structure, 0x7FFFFFFF]) == {number: "tcp_v4_rcv", structure: "sk_buff"}
+    assert _kernel_types.names(0, [number, structure, 0x7FFFFFFF]) == {
+        number: "tcp_v4_rcv",
+        structure: "sk_buff",
+    }
 
 
 def test_a_modules_types_go_on_from_the_kernels() -> None:
@@ -92,7 +96,7 @@ def test_a_modules_types_go_on_from_the_kernels() -> None:
         types = bpf.Btf.from_id(info.id)
         assert len(types) > len(kernel)
         number = len(types) - 1
-        assert _types.names(info.id, [number]) == {number: types[number].name}
+        assert _kernel_types.names(info.id, [number]) == {number: types[number].name}
         functions = types.named(Kind.FUNC)
         shown = subprocess.run(
             ["bpftool", "-B", "/sys/kernel/btf/vmlinux", "btf", "dump", "id", str(info.id)],

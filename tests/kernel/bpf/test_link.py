@@ -300,7 +300,7 @@ def test_without_tcx_clsact_is_chosen(
     loaded: bpf.Object, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a 6.1 kernel answers, played."""
-    from hookline.bpf import _attach_tc
+    from hookline.bpf._links import _attach_tc
 
     monkeypatch.setattr(_attach_tc, "link_at_interface", lambda *_, **__: -22)
     monkeypatch.setattr(features, "tcx", lambda: features.Finding("tcx", features.Answer.NO, "played"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hookline import bpf
-from hookline.bpf._codec import canonical
+from hookline.bpf._types._codec import canonical
 
 KEYS = ("table_hash", "words_hash", "lazy_hash", "cpu_hash", "lru", "cpu_lru", "macs")
 
@@ -127,7 +127,7 @@ def test_reading_spans_many_batches(
 ) -> None:
     words = loaded.maps["words_hash"]
     words.write(np.arange(1000), np.arange(1000) * 3)
-    from hookline.bpf import _map_batch
+    from hookline.bpf._maps import _map_batch
 
     monkeypatch.setattr(_map_batch, "_CHUNK_BYTES", 64)
     keys, values = words.read()

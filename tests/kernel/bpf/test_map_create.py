@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hookline import bpf
-from hookline.bpf._codec import canonical
+from hookline.bpf._types._codec import canonical
 from tests.requirements import missing_program, need
 
 VALUE = np.dtype(

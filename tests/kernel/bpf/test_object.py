@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hookline import bpf
-from hookline.bpf._elf import validate
+from hookline.bpf._objects._elf import validate
 from tests.kernel.bpf.conftest import descriptors
 
 OLD_STYLE = """

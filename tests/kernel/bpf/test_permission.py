@@ -15,7 +15,7 @@ _CHILD = """
 import ctypes, os, sys
 from hookline import bpf
 # Modules that the work below loads lazily, while the files can still be read.
-import hookline.bpf._map_create, hookline.bpf._arena, hookline.bpf._elf, elftools.elf.elffile, pyroute2
+import hookline.bpf._maps._map_create, hookline.bpf._maps._arena, hookline.bpf._objects._elf, elftools.elf.elffile, pyroute2
 data = open(sys.argv[1], "rb").read()
 program = None
 if sys.argv[2].startswith("attach"):

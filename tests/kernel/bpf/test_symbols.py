@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hookline import bpf
-from hookline.bpf._elf_symbols import Executable, find_file
+from hookline.bpf._links._elf_symbols import Executable, find_file
 from tests.kernel.bpf.hooks import Open
 from tests.requirements import missing_program, need
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hookline import bpf
-from hookline.bpf._targets import from_section
+from hookline.bpf._links._targets import from_section
 from tests.kernel.bpf.conftest import Wire
 from tests.kernel.bpf.hooks import Open, supported
 
@@ -135,7 +135,7 @@ def test_an_adopted_program_has_no_section(hooked: Open) -> None:
 
 
 def test_a_uprobe_at_an_offset(hooked: Open) -> None:
-    from hookline.bpf._elf_symbols import Executable, find_file
+    from hookline.bpf._links._elf_symbols import Executable, find_file
     from tests.kernel.bpf.test_hooks_trace import a64l
 
     hook = hooked("uprobe")

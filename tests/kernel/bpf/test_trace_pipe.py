@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hookline import bpf
-from hookline.bpf import _trace_pipe
+from hookline.bpf._introspection import _trace_pipe
 
 TALKING = """
 #include "types.h"

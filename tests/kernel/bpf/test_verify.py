@@ -13,7 +13,7 @@ import pytest
 
 from hookline import bpf, cli
 from hookline.bpf import _errors
-from hookline.bpf._source import SourceMap
+from hookline.bpf._objects._source import SourceMap
 
 GALLERY = Path(__file__).with_name("gallery")
 # What is said of each, wherever it is tested; alternatives where a kernel finds another reason first.

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec
 
-from hookline.bpf import _codec, _libbpf
+from hookline.bpf._objects import _libbpf
+from hookline.bpf._types import _codec
 from hookline.bpf.features import _finding, _helpers, _hooks, _kernel, _loading
 from hookline.bpf.features._finding import Answer, Finding
 from hookline.bpf.features._kernel import config, config_source, lockdown, security_modules

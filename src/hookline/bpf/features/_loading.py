@@ -11,8 +11,9 @@ import re
 import struct
 from typing import NamedTuple
 
-from hookline.bpf import _libbpf, _rights, _syscall
+from hookline.bpf import _rights, _syscall
 from hookline.bpf._errors import ENOTSUPP, BpfError
+from hookline.bpf._objects import _libbpf
 from hookline.bpf._syscall import AttachType, Command
 from hookline.bpf.features import _helpers
 from hookline.bpf.features._finding import Finding, no, refused, unknown, yes
@@ -349,7 +350,7 @@ def _number(program: str) -> int:
 
 
 def _known(name: str, names: list[str], kind: str) -> int:
-    from hookline.bpf._codec import unknown_name
+    from hookline.bpf._types._codec import unknown_name
 
     if name not in names[1:]:
         raise unknown_name(kind, name, names[1:], "eBPF")

@@ -1,0 +1,99 @@
+"""Iterators: programs that write text or bytes about each object of a kind, for whoever reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno as errnos
+import io
+import os
+import struct
+from typing import TYPE_CHECKING, Literal
+
+from hookline.bpf import _syscall
+from hookline.bpf._errors import BpfError
+from hookline.bpf._links._attach_cgroup import cgroup_folder
+from hookline.bpf._links._link import Link, create, expect_type, made
+from hookline.bpf._programs._handle import ProgramHandle
+from hookline.bpf._syscall import AttachType, Command
+
+if TYPE_CHECKING:
+    from hookline.bpf._maps._map import Map
+
+__all__ = ["CgroupOrder", "Iterator", "attach_iterator"]
+
+CgroupOrder = Literal["self", "descendants", "descendants-last", "ancestors"]
+_ORDERS: dict[CgroupOrder, int] = {"self": 1, "descendants": 2, "descendants-last": 3, "ancestors": 4}
+
+
+class Iterator(Link):
+    """An iterator's link. Each `open` walks all objects anew; a pinned one is read as a file, too."""
+
+    def open(self) -> io.BufferedReader:
+        """Begin a walk: a binary file that ends after the last object.
+
+        Network objects are those of the calling thread's network namespace.
+
+        Raises:
+            BpfError: The kernel refuses.
+        """
+        attr = _syscall.attributes("II", self.fd, 0)
+        fd = _syscall.checked(Command.ITER_CREATE, attr, "cannot start the iterator", capability="CAP_BPF")
+        return io.BufferedReader(io.FileIO(fd))
+
+    def read(self) -> bytes:
+        """All that one walk writes."""
+        with self.open() as file:
+            return file.read()
+
+    def text(self) -> str:
+        """All that one walk writes, as text."""
+        return self.read().decode(errors="replace")
+
+
+def attach_iterator(
+    program: ProgramHandle,
+    *,
+    map: Map | None,
+    process: int | None,
+    thread: int | None,
+    cgroup: str | os.PathLike[str] | None,
+    order: CgroupOrder,
+) -> Iterator:
+    """Make an iterator's link; see `Program.attach_iterator`."""
+    where = program.section or "its iterator"
+    expect_type(program, where, "tracing")
+    if sum(target is not None for target in (map, process, thread, cgroup)) > 1:
+        raise BpfError(f"program {program.name!r} cannot iterate over more than one of its targets")
+    opened = -1
+    if map is not None:
+        target = struct.pack("=I", map.fd)
+    elif cgroup is not None:
+        opened = os.open(cgroup_folder() / cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        target = struct.pack("=IIQ", _ORDERS[order], opened, 0)
+    elif process is not None or thread is not None:
+        target = struct.pack("=III", thread or 0, process or 0, 0)
+    else:
+        target = b""
+    # The kernel takes the whole union or nothing.
+    buffer = ctypes.create_string_buffer(target.ljust(16, b"\0"), 16) if target else None
+    try:
+        result = create(
+            program,
+            0,
+            AttachType.TRACE_ITER,
+            0,
+            "QI4x",
+            _syscall.address(buffer),
+            len(buffer) if buffer else 0,
+        )
+    finally:
+        if opened >= 0:
+            os.close(opened)
+    if result in (-errnos.EINVAL, -errnos.EBADF) and "map" in program.section and map is None:
+        raise BpfError(
+            f"cannot attach program {program.name!r} to {where}",
+            errno=-result,
+            why="it iterates over the entries of one map",
+            remedy="say which: attach_iterator(map=…)",
+        )
+    return Iterator(made(result, program, where))

@@ -1,0 +1,1 @@
+"""Programs: what they are, trial runs, and the way to the hooks."""

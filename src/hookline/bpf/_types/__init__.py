@@ -1,0 +1,1 @@
+"""BTF, NumPy's dtypes, and values of Python as their bytes."""
