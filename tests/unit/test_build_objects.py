@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -176,6 +177,13 @@ def test_a_program_of_ones_own_is_compiled(clang: Clang, tmp_path: Path) -> None
     with pytest.raises(CompileError, match="cannot write"):
         compile_program(source, tmp_path / "absent" / "own.bpf.o")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.bpf.c", "own.bpf.o"]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    compile_program(source, pipe)
+    assert os.read(reader, 1 << 16).startswith(b"\x7fELF")
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_no_clang_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def compile_program(source: Path, output: Path) -> Path:
         raise CompileError(f"{source} does not compile", why=said, remedy=_headers(said))
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     try:
+        if output.exists() and not output.is_file():
+            output.write_bytes(done.stdout)  # a device or pipe is written to, never replaced
+            return output
         fresh.write_bytes(done.stdout)
         fresh.replace(output)
     except OSError as error:
