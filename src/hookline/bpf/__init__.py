@@ -26,19 +26,13 @@ from hookline.bpf._errors import (
     VerifierError,
     lacking,
 )
-from hookline.bpf._introspection._system import btfs, links, maps, programs, run_statistics
-from hookline.bpf._links._clsact import ClsactFilter
 from hookline.bpf._links._link import Link
-from hookline.bpf._links._link_info import LinkInfo
 from hookline.bpf._maps._map import Map, MapDefinition
-from hookline.bpf._maps._ring import Backlog, Ring
-from hookline.bpf._maps._user_ring import UserRing
 from hookline.bpf._objects._object import Constants, Object
 from hookline.bpf._programs._info import ProgramInfo
 from hookline.bpf._programs._program import Program, TestRun
 from hookline.bpf._syscall import AttachType, possible_cpus
 from hookline.bpf._types._btf import Btf
-from hookline.bpf._types._kernel_types import BtfInfo
 from hookline.bpf.pin import ensure_bpffs, ensure_tracefs
 
 if TYPE_CHECKING:
@@ -54,17 +48,23 @@ if TYPE_CHECKING:
     from hookline.bpf._introspection._disassemble import Instruction, disassemble
     from hookline.bpf._introspection._holders import Holder, holders, pinned
     from hookline.bpf._introspection._placements import Placement, placements
+    from hookline.bpf._introspection._system import btfs, links, maps, programs, run_statistics
     from hookline.bpf._introspection._trace_pipe import TraceLine, TracePipe, trace_pipe
     from hookline.bpf._links._attach_cgroup import cgroup_folder
     from hookline.bpf._links._attach_socket import MapAttachment, SocketAttachment
     from hookline.bpf._links._attach_trace import system_call
     from hookline.bpf._links._attach_xdp import refuse_occupied
+    from hookline.bpf._links._clsact import ClsactFilter
     from hookline.bpf._links._group import LinkGroup
     from hookline.bpf._links._iterator import Iterator
+    from hookline.bpf._links._link_info import LinkInfo
     from hookline.bpf._links._query import Hook, HookEntry, query
     from hookline.bpf._links._targets import TARGETS, target_types
+    from hookline.bpf._maps._ring import Backlog, Ring
+    from hookline.bpf._maps._user_ring import UserRing
     from hookline.bpf._objects._source import SourcePlace
     from hookline.bpf._objects._verify import Verdict, verify
+    from hookline.bpf._types._kernel_types import BtfInfo
 
 __all__ = [
     "TARGETS",
@@ -134,8 +134,19 @@ __all__ = [
     "verify",
 ]
 
-# What looks into the whole system, and ways onto single hooks, are imported when first named.
+# What not everybody needs is imported when it is first named.
 _LATER = {
+    "BtfInfo": "_types._kernel_types",
+    "UserRing": "_maps._user_ring",
+    "Backlog": "_maps._ring",
+    "Ring": "_maps._ring",
+    "LinkInfo": "_links._link_info",
+    "ClsactFilter": "_links._clsact",
+    "btfs": "_introspection._system",
+    "links": "_introspection._system",
+    "maps": "_introspection._system",
+    "programs": "_introspection._system",
+    "run_statistics": "_introspection._system",
     "cgroup_folder": "_links._attach_cgroup",
     "MapAttachment": "_links._attach_socket",
     "SocketAttachment": "_links._attach_socket",

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from hookline.bpf._objects._advice import advise
-from hookline.bpf._objects._source import SourceMap, SourcePlace
 from hookline.errors import HooklineError
+
+if TYPE_CHECKING:
+    from hookline.bpf._objects._source import SourceMap, SourcePlace
 
 __all__ = [
     "BpfError",
@@ -137,6 +138,8 @@ class VerifierError(BpfError):
         errno: int = 0,
         lines: SourceMap | None = None,
     ) -> None:
+        from hookline.bpf._objects._advice import advise
+
         self.program = program
         self.log = log
         self.excerpt, self.omitted = summary(log)
@@ -218,6 +221,8 @@ def _source(log: str, program: str, instruction: int | None, lines: SourceMap | 
     found = lines.find(program, instruction or 0) if lines else None
     if found is not None or instruction is None:
         return found
+    from hookline.bpf._objects._source import SourcePlace
+
     told = re.findall(r"; (.*?) @ (\S+):(\d+)$", log, re.MULTILINE)
     return SourcePlace(told[-1][1], int(told[-1][2]), told[-1][0].strip()) if told else None
 

@@ -8,20 +8,21 @@ import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError, ObjectError
-from hookline.bpf._maps import _arena
 from hookline.bpf._maps._map import Map, MapDefinition
-from hookline.bpf._maps._ring import Ring
 from hookline.bpf._objects import _libbpf, _sections
 from hookline.bpf._programs._program import Program
 from hookline.bpf._types._btf import Btf
 from hookline.bpf._types._codec import fill, unknown_name
+
+if TYPE_CHECKING:
+    from hookline.bpf._maps._ring import Ring
 
 __all__ = ["Constants", "Object"]
 
@@ -394,6 +395,8 @@ class Object:
         library = self._library
         kind = _syscall.name_of(_syscall.MAP_TYPES, library.bpf_map__type(handle))
         if kind == "arena" and not library.bpf_map__map_extra(handle):
+            from hookline.bpf._maps import _arena
+
             library.bpf_map__set_map_extra(handle, _arena.new_address())
 
     def _add_constants(self, name: str, handle: int) -> None:
