@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hookline.bpf._errors import BpfError, ObjectError, VerifierError
+from hookline.bpf._errors import BpfError, ObjectError
 from hookline.bpf._objects._object import Object
 from hookline.bpf._types._codec import unknown_name
 
@@ -76,30 +76,19 @@ def verify(source: str | os.PathLike[str] | bytes, program: str = "") -> list[Ve
 def _verdict(data: bytes, name: str, program: str, section: str, kind: str) -> Verdict:
     begun = time.monotonic_ns()
     try:
-        with Object.open(data, name=name, log_level=_STATISTICS) as obj:
-            obj.only(program)
-            obj.load()
+        with _loaded(data, name, program) as obj:
             duration = time.monotonic_ns() - begun
             info = obj.programs[program].info
-            depth = re.search(r"^stack depth ([\d+]+)", obj.log, re.MULTILINE)
-            stack = tuple(map(int, depth[1].split("+"))) if depth else ()
-            return Verdict(
-                program, section, kind, duration, info.instructions, info.verified_instructions, stack
-            )
     except BpfError as error:
-        return Verdict(
-            program, section, kind, time.monotonic_ns() - begun, error=_whole(error, data, name, program)
-        )
+        return Verdict(program, section, kind, time.monotonic_ns() - begun, error=error)
+    # Once more for the statistics: the verifier writes either them or the steps to a refusal.
+    with _loaded(data, name, program, _STATISTICS) as obj:
+        depth = re.search(r"^stack depth ([\d+]+)", obj.log, re.MULTILINE)
+    stack = tuple(map(int, depth[1].split("+"))) if depth else ()
+    return Verdict(program, section, kind, duration, info.instructions, info.verified_instructions, stack)
 
 
-def _whole(error: BpfError, data: bytes, name: str, program: str) -> BpfError:
-    """A refusal with the verifier's steps, which it does not write beside statistics."""
-    if not isinstance(error, VerifierError):
-        return error
-    try:
-        with Object.open(data, name=name) as obj:
-            obj.only(program)
-            obj.load()
-    except BpfError as whole:
-        return whole
-    return error
+def _loaded(data: bytes, name: str, program: str, log_level: int = 0) -> Object:
+    obj = Object.open(data, name=name, log_level=log_level)
+    obj.only(program)
+    return obj.load()
