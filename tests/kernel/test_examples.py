@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -134,9 +135,25 @@ def test_flows_are_counted_each_second(loopback: Path, tmp_path: Path, here: str
             eventually(lambda: counts()[-1] == [number + 7 for number in before])
             time.sleep(1.2)
             assert counts()[-1] == [number + 7 for number in before]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
     finally:
-        process.terminate()
-        process.wait(timeout=10)
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=10)
+
+
+def test_flows_says_what_is_wrong(loopback: Path, tmp_path: Path) -> None:
+    compile_program(EXAMPLES / "flows.bpf.c", tmp_path / "flows.bpf.o")
+    for words, said in (
+        (["absent0"], "no interface 'absent0'"),
+        (["lo", "absent.o"], "cannot read absent.o"),
+    ):
+        command = [sys.executable, str(EXAMPLES / "flows.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def eventually(holds: Callable[[], bool]) -> None:

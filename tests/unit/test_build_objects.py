@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from hookline import bpf
 from hookline.cli import run
 from hookline.datapath.compiler import Clang, CompileError, compile_program, find_clang
 from tests.requirements import missing_program
@@ -167,12 +168,18 @@ def test_a_program_of_ones_own_is_compiled(clang: Clang, tmp_path: Path) -> None
     with pytest.raises(CompileError, match=r"own.bpf.c does not compile: .*expected"):
         compile_program(source, output)
     assert output.read_bytes() == before
-    source.write_text("#include <linux/bpf.h>\n#include <absent/bpf/bpf_helpers.h>\n")
-    with pytest.raises(CompileError) as caught:
-        compile_program(source, output)
-    assert "kernel.h" in caught.value.remedy or "libbpf-dev" in caught.value.remedy
-    with pytest.raises(CompileError, match="no such file"):
-        compile_program(tmp_path / "absent.c", output)
+    for header, remedy in (("absent/bpf/bpf_helpers.h", "libbpf-dev"), ("linux/absent.h", "kernel.h")):
+        source.write_text(f"#include <{header}>\n")
+        with pytest.raises(CompileError) as caught:
+            compile_program(source, output)
+        assert remedy in caught.value.remedy
+    for name, said in (
+        ("absent.c", "no such file"),
+        (".", "it is a folder"),
+        ("own.bpf.o", "does not end with .c"),
+    ):
+        with pytest.raises(CompileError, match=said):
+            compile_program(tmp_path / name, tmp_path / "other.o")
     source.write_text("int fine;\n")
     with pytest.raises(CompileError, match="cannot write"):
         compile_program(source, tmp_path / "absent" / "own.bpf.o")
@@ -210,3 +217,29 @@ def test_the_command_builds_beside_the_source(
     capsys.readouterr()
     assert run(["programs", "build", sources[0]]) == 1
     assert "does not compile" in capsys.readouterr().err
+
+
+def test_kernel_h_knows_every_map_type(clang: Clang, tmp_path: Path) -> None:
+    source = tmp_path / "types.bpf.c"
+    names = [f"BPF_MAP_TYPE_{name.upper()}" for name in bpf.features.map_types()]
+    source.write_text(
+        '#include "kernel.h"\n' + "".join(f"int v{i} = {name};\n" for i, name in enumerate(names))
+    )
+    warned: list[str] = []
+    compile_program(source, tmp_path / "types.bpf.o", warn=warned.append)
+    assert warned == []
+    source.write_text('#include "kernel.h"\nint v = BPF_MAP_TYPE_ABSENT;\n')
+    with pytest.raises(CompileError, match="undeclared"):
+        compile_program(source, tmp_path / "types.bpf.o")
+
+
+def test_warnings_are_told_and_links_followed(clang: Clang, tmp_path: Path) -> None:
+    source, output, link = tmp_path / "own.bpf.c", tmp_path / "own.bpf.o", tmp_path / "link.o"
+    source.write_text('#include "packet.h"\nSEC("xdp") int f(struct xdp_md *ctx) { int unused; return 2; }\n')
+    link.symlink_to(output)
+    warned: list[str] = []
+    compile_program(source, link, warn=warned.append)
+    assert len(warned) == 1
+    assert "unused variable" in warned[0]
+    assert link.is_symlink()
+    assert output.read_bytes().startswith(b"\x7fELF")

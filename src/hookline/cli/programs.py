@@ -236,7 +236,8 @@ def build(
     made = []
     for file in files:
         source = Path(file)
-        made.append(str(compile_program(source, Path(output) if output else source.with_suffix(".o"))))
+        place = Path(output) if output else source.with_suffix(".o")
+        made.append(str(compile_program(source, place, warn=lambda text: print(text, file=sys.stderr))))
         if not as_json:
             print(made[-1])
     if as_json:

@@ -7,10 +7,13 @@ anything is installed.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,43 +67,68 @@ def find_clang() -> Clang:
     )
 
 
-def compile_program(source: Path, output: Path) -> Path:
+def compile_program(source: Path, output: Path, *, warn: Callable[[str], None] = lambda text: None) -> Path:
     """Compile a program with its types and its source lines, for `hookline.bpf.Object.open`.
+
+    ``kernel.h`` and what includes it need nothing of the machine. The kernel's UAPI headers (``linux/bpf.h``) are found, too,
+    where they are installed.
 
     Args:
         source: The C file.
-        output: Where the object goes; it appears whole or not at all.
+        output: Where the object goes. A file appears whole or not at all; a device or pipe is written to.
+        warn: Told what the compiler warns of.
 
     Raises:
         CompileError: There is no compiler, or it refused the source.
     """
     if not source.is_file():
-        raise CompileError(f"cannot read {source}", why="there is no such file")
-    command = [find_clang().path, *FLAGS, f"-I{INCLUDE}", "-c", str(source), "-o", "-"]
+        why = "it is a folder" if source.is_dir() else "there is no such file"
+        raise CompileError(f"cannot read {source}", why=why, remedy="name a program in C: NAME.bpf.c")
+    if source.suffix != ".c":
+        raise CompileError(
+            f"{source} is no program in C", why="its name does not end with .c", remedy="name NAME.bpf.c"
+        )
+    flags = [flag for flag in FLAGS if flag not in ("-Wextra", "-Werror")]
+    command = [find_clang().path, *flags, f"-I{INCLUDE}", *_uapi_headers(), "-c", str(source), "-o", "-"]
     done = subprocess.run(command, capture_output=True, check=False)
+    said = done.stderr.decode(errors="replace").strip()
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise CompileError(f"{source} does not compile", why=said, remedy=_headers(said))
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        if output.exists() and not output.is_file():
-            output.write_bytes(done.stdout)  # a device or pipe is written to, never replaced
-            return output
-        fresh.write_bytes(done.stdout)
-        fresh.replace(output)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise CompileError(f"cannot write {output}", why=error.strerror or str(error)) from None
+        raise CompileError(f"{source} does not compile", why=said, remedy=_remedy(said))
+    if said:
+        warn(said)
+    _write(output.resolve(), done.stdout)
     return output
 
 
-def _headers(said: str) -> str:
-    """What to do about a header that was not found."""
+def _write(output: Path, data: bytes) -> None:
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        if output.exists() and not output.is_file():
+            output.write_bytes(data)
+            return
+        fresh.write_bytes(data)
+        fresh.replace(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise CompileError(
+            f"cannot write {output}",
+            why=error.strerror or str(error),
+            remedy="name another place by --output",
+        ) from None
+
+
+def _uapi_headers() -> list[str]:
+    """Where Debian keeps the headers of the machine's architecture, which ``linux/bpf.h`` includes; searched last."""
+    return [f"-idirafter{folder}" for folder in sorted(glob.glob("/usr/include/*-linux-gnu"))]
+
+
+def _remedy(said: str) -> str:
     if "bpf/bpf_helpers.h" in said or "bpf/bpf_endian.h" in said:
         return "apt-get install libbpf-dev"
-    if "asm/types.h" in said or "linux/bpf.h" in said:
-        return 'include "kernel.h" instead, which has the kernel\'s types for programs'
-    return ""
+    if re.search(r"'(linux|asm)/[a-z_/]+\.h' file not found", said):
+        return 'apt-get install linux-libc-dev, or include "kernel.h", which has the kernel\'s types for programs'
+    return "mend the source where the compiler points"
 
 
 def _ask_version(path: str) -> int:
