@@ -92,8 +92,8 @@ def every(
         try:
             fd = _syscall.fd_by_id(opening, number, what)
         except BpfError as error:
-            if error.errno == errnos.ENOENT:
-                # It went away meanwhile.
+            if error.errno in (errnos.ENOENT, errnos.EAGAIN):
+                # It went away meanwhile, or is a link that is just being made.
                 continue
             raise
         try:
