@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hookline.bpf import _syscall
+from hookline.bpf._errors import lacking
 from hookline.bpf._syscall import AttachType, Command, Flag
 from hookline.bpf.features import _kernel, _loading
 from hookline.bpf.features._finding import Finding, no, refused, unknown, yes
@@ -111,6 +112,9 @@ def _lsm() -> Finding:
         return loads
     active = _kernel.security_modules()
     if active is None:
+        # Before Linux 6.8 only securityfs says, which takes CAP_SYS_ADMIN to read where it is not mounted.
+        if lacking("CAP_SYS_ADMIN"):
+            return refused("lsm", "CAP_SYS_ADMIN")
         return unknown("lsm", "the kernel does not say which security modules are active")
     if "bpf" not in active:
         return no(
