@@ -314,7 +314,7 @@ def interface_index(interface: str | int) -> int:
         if isinstance(interface, str):
             return socket.if_nametoindex(interface)
         socket.if_indextoname(interface)
-    except OSError:
+    except (OSError, OverflowError, ValueError):
         names = ", ".join(name for _, name in socket.if_nameindex())
         raise BpfError(
             f"there is no interface {interface!r} in this network namespace",

@@ -7,12 +7,14 @@ even by ``kill -9``, drops only its descriptors; pins stay until they are remove
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno as errnos
 import os
 from pathlib import Path
 
 from hookline.bpf import _syscall
+from hookline.bpf._arguments import c_text, path_text
 from hookline.bpf._errors import BpfError, NotPermitted, failure
 from hookline.bpf._syscall import Command
 
@@ -39,8 +41,8 @@ def directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         BpfError: It is not under a mounted bpffs.
     """
-    wanted = Path(path).absolute()
-    existing = next(p for p in (wanted, *wanted.parents) if p.exists())
+    wanted = _place(path)
+    existing = _existing(wanted)
     if _magic(existing) != _MAGIC["bpf"]:
         raise BpfError(
             f"{wanted} is not in a BPF file system",
@@ -60,9 +62,9 @@ def put(fd: int, path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         BpfError: The path is taken, or is not in bpffs.
     """
-    place = Path(path).absolute()
+    place = _place(path)
     directory(place.parent)
-    name = ctypes.create_string_buffer(os.fsencode(place))
+    name = c_text(place, "pin")
     result = _syscall.call(Command.OBJ_PIN, _syscall.attributes("QII", _syscall.address(name), fd, 0))
     if result == -errnos.EEXIST:
         raise BpfError(
@@ -86,8 +88,8 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
     Raises:
         BpfError: Nothing is pinned there, or something else is.
     """
-    place = Path(path).absolute()
-    name = ctypes.create_string_buffer(os.fsencode(place))
+    place = _place(path)
+    name = c_text(place, "pin")
     result = _syscall.call(Command.OBJ_GET, _syscall.attributes("QII", _syscall.address(name), 0, 0))
     if result == -errnos.ENOENT:
         raise BpfError(f"nothing is pinned at {place}", errno=errnos.ENOENT)
@@ -103,9 +105,34 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
 def remove(path: str | os.PathLike[str]) -> None:
     """Remove a pin; what it kept alive goes with the last reference. A pin that is gone is no error."""
     try:
-        Path(path).unlink(missing_ok=True)
+        _place(path).unlink(missing_ok=True)
     except OSError as error:
         raise failure(error.errno or 0, f"cannot remove the pin {path}", capability="CAP_SYS_ADMIN") from None
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """An absolute path, without names that bpffs would refuse with no reason (EPERM)."""
+    place = Path(path_text(path, "pin")).absolute()
+    existing = _existing(place)
+    dotted = [name for name in place.relative_to(existing).parts if "." in name]
+    if dotted and _magic(existing) == _MAGIC["bpf"]:
+        raise BpfError(
+            f"{place} cannot be a pin",
+            errno=errnos.EINVAL,
+            why=f"bpffs takes no names with a dot, as {dotted[0]!r} is",
+            remedy="write another character in its place",
+        )
+    return place
+
+
+def _existing(path: Path) -> Path:
+    """A path, or the nearest of its parents that is there and may be looked at."""
+    for place in (path, *path.parents):
+        # bpffs answers EPERM for a name with a dot, and EACCES comes from a folder that may not be entered.
+        with contextlib.suppress(OSError):
+            place.stat()
+            return place
+    return Path("/")
 
 
 def _kind(fd: int) -> str:

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from hookline.bpf.features._finding import version
 from hookline.bpf.features._helpers import NAMES, minimum_kernel, number_of
 from hookline.bpf.features._loading import function_id
 from tests.kernel.bpf.conftest import Wire, descriptors, elsewhere
+from tests.kernel.bpf.hooks import supported
 from tests.requirements import missing_program, need
 
 RELEASE = version(os.uname().release)
@@ -501,3 +503,19 @@ def test_lockdown_is_read_without_a_mount() -> None:
     path = Path("/sys/kernel/security/lockdown")
     if path.exists():
         assert f"[{features.lockdown()}]" in path.read_text()
+
+
+def test_a_hook_that_should_be_there_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that wrongly says no fails on the kernels that this is developed on."""
+    wrong = features.Finding("tcx", features.Answer.NO, "played")
+    monkeypatch.setattr(features, "attach", lambda _: wrong)
+    for release, hook, outcome in (
+        ("6.12.30+deb13-amd64", "tcx", pytest.fail.Exception),
+        ("6.18.44-fc-v657", "sk_lookup", pytest.fail.Exception),
+        ("6.18.44-fc-v657", "kprobe", pytest.skip.Exception),
+        ("6.1.0-30-amd64", "netkit", pytest.skip.Exception),
+        ("6.5.0-of-somebody", "tcx", pytest.skip.Exception),
+    ):
+        monkeypatch.setattr(os, "uname", lambda release=release: types.SimpleNamespace(release=release))
+        with pytest.raises(outcome):
+            supported(hook)

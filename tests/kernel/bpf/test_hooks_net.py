@@ -450,7 +450,7 @@ def test_only_socket_maps(hooked: Open) -> None:
     with pytest.raises(bpf.BpfError, match="it is a hash, and a sockmap or sockhash is wanted"):
         hook.program.attach_sockmap(hook.object.maps["numbers"])
     skb = hooked("sk_skb_verdict")
-    with pytest.raises(bpf.BpfError, match="there is no kind 'verdikt'"):
+    with pytest.raises(bpf.BpfError, match="there is no kind of sk_skb program 'verdikt'"):
         skb.program.attach_sockmap(skb.object.maps["sockets"], "verdikt")  # type: ignore[arg-type]
 
 

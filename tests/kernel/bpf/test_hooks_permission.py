@@ -16,7 +16,9 @@ import os, sys
 from hookline import bpf
 # What is imported on first use, while the files can still be read.
 import elftools.elf.elffile, numpy.ctypeslib, pyroute2
-from hookline.bpf import _attach_cgroup, _attach_netfilter, _attach_socket, _attach_trace, _attach_user, _elf, _query, features
+from hookline.bpf import features
+from hookline.bpf._links import _attach_cgroup, _attach_netfilter, _attach_socket, _attach_trace, _attach_user, _query
+from hookline.bpf._objects import _elf
 features.attach("uprobe.multi")
 obj = bpf.Object.open(sys.argv[1])
 obj.only("on_" + sys.argv[2])

@@ -439,8 +439,13 @@ def test_perf_events_are_pinned_together(hooked: Open, pins: Path) -> None:
     hook = hooked("perf_event")
     with hook.program.attach_perf_event("cpu-clock", period=1_000_000) as link:
         link.pin(pins / "samples")
-        with pytest.raises(bpf.BpfError, match="something is pinned there"):
-            link.pin(pins / "samples")
+        with pytest.raises(bpf.BpfError, match=r"it has a pin .*unpin\(\) it first"):
+            link.pin(pins / "others")
+        with (
+            hook.program.attach_perf_event("cpu-clock", period=1_000_000) as other,
+            pytest.raises(bpf.BpfError, match="something is pinned there"),
+        ):
+            other.pin(pins / "samples")
     before = hook.hits()
     busy(0.1)
     assert hook.hits() > before

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from hookline.bpf._errors import BpfError, failure
+from hookline.bpf._owner import Owner
 from hookline.bpf.pin import TRACEFS, ensure_tracefs
 
 __all__ = ["TraceLine", "TracePipe", "trace_pipe"]
@@ -49,7 +50,7 @@ class TraceLine:
     lost: int = 0
 
 
-class TracePipe:
+class TracePipe(Owner):
     """An open trace pipe: an iterator over its lines. Reading takes them out: there is one reader.
 
     Args:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import errno as errnos
+import fcntl
 import os
 from pathlib import Path
 
-from hookline.bpf._errors import BpfError, FeatureMissing, lacking
+from hookline.bpf._arguments import path_text
+from hookline.bpf._errors import BpfError, lacking
 from hookline.bpf._links._link import Link, create, expect_type, made
 from hookline.bpf._programs._handle import ProgramHandle
 from hookline.bpf._syscall import AttachType
 
-__all__ = ["CGROUP_HOOKS", "NETNS_HOOKS", "attach_cgroup", "attach_netns", "cgroup_folder", "open_netns"]
+__all__ = [
+    "CGROUP_HOOKS",
+    "NETNS_HOOKS",
+    "attach_cgroup",
+    "attach_netns",
+    "cgroup_folder",
+    "open_cgroup",
+    "open_netns",
+]
 
 CGROUP_HOOKS = {
     "ingress": AttachType.CGROUP_INET_INGRESS,
@@ -59,6 +69,7 @@ CGROUP_TYPES = (
     "sock_ops",
     "lsm",
 )
+_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000  # ioctl_ns(2)
 _ONLY_HOOK = {
     "sock_ops": AttachType.CGROUP_SOCK_OPS,
     "cgroup_device": AttachType.CGROUP_DEVICE,
@@ -83,6 +94,25 @@ def cgroup_folder() -> Path:
     )
 
 
+def open_cgroup(path: str | os.PathLike[str]) -> int:
+    """A new descriptor of a cgroup's folder; a relative path begins where cgroup v2 is mounted.
+
+    Raises:
+        BpfError: There is none.
+    """
+    place = Path(path_text(path, "path of a cgroup"))
+    if not place.is_absolute():
+        place = cgroup_folder() / place
+    try:
+        return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BpfError(
+            f"there is no cgroup {os.fspath(path)}",
+            errno=error.errno or 0,
+            remedy=f"cgroup v2 is at {cgroup_folder()}; mkdir makes a new one there",
+        ) from None
+
+
 def attach_cgroup(program: ProgramHandle, path: str | os.PathLike[str], attach_type: int | None) -> Link:
     """Make a cgroup link; see `Program.attach_cgroup`."""
     where = f"cgroup {os.fspath(path)}"
@@ -96,17 +126,7 @@ def attach_cgroup(program: ProgramHandle, path: str | os.PathLike[str], attach_t
             why=f"a program of type {program.type} has several hooks there, and {told} which",
             remedy=f"give attach_type: {', '.join(CGROUP_HOOKS)}",
         )
-    place = Path(path)
-    if not place.is_absolute():
-        place = cgroup_folder() / place
-    try:
-        folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BpfError(
-            f"there is no {where}",
-            errno=error.errno or 0,
-            remedy=f"cgroup v2 is at {cgroup_folder()}; mkdir makes a new one there",
-        ) from None
+    folder = open_cgroup(path)
     try:
         result = create(program, folder, kind)
     finally:
@@ -149,8 +169,6 @@ def attach_netns(program: ProgramHandle, namespace: str | os.PathLike[str] | int
             errno=-result,
             why="it, or the first network namespace, has a flow dissector already; there can be only one",
         )
-    if result == -errnos.EINVAL and program.type == "sk_lookup":
-        raise FeatureMissing("sk_lookup", minimum_kernel="5.9", errno=errnos.EINVAL)
     return Link(made(result, program, where, capability="CAP_NET_ADMIN CAP_BPF"))
 
 
@@ -158,16 +176,33 @@ def open_netns(namespace: str | os.PathLike[str] | int | None) -> int:
     """A new descriptor of a network namespace: a path, a name of ``ip netns``, a descriptor, or this one's.
 
     Raises:
-        BpfError: There is none of that name.
+        BpfError: There is none of that name, or it is something else.
     """
+    place: Path | int = Path("/proc/thread-self/ns/net")
     if isinstance(namespace, int):
-        return os.dup(namespace)
-    place = Path(namespace) if namespace is not None else Path("/proc/thread-self/ns/net")
-    if len(place.parts) == 1:
-        place = Path("/run/netns") / place
+        place = namespace
+    elif namespace is not None:
+        place = Path(path_text(namespace, "network namespace"))
+        if len(place.parts) == 1:
+            place = Path("/run/netns") / place
     try:
-        return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        opened = (
+            os.dup(place)
+            if isinstance(place, int)
+            else os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        )
     except OSError as error:
         raise BpfError(
             f"there is no network namespace {place}", errno=error.errno or 0, remedy="ip netns lists them"
         ) from None
+    if not _is_netns(opened):
+        os.close(opened)
+        raise BpfError(f"{place} is no network namespace", errno=errnos.EINVAL, remedy="ip netns lists them")
+    return opened
+
+
+def _is_netns(fd: int) -> bool:
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False

@@ -6,6 +6,7 @@ import errno as errnos
 import socket
 from typing import Literal
 
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError, FeatureMissing
 from hookline.bpf._links._link import Link, create, expect_type, made
 from hookline.bpf._programs._handle import ProgramHandle
@@ -31,10 +32,8 @@ def attach_netfilter(
     """Make a netfilter link; see `Program.attach_netfilter`."""
     where = f"netfilter's {family} {hook}"
     expect_type(program, where, "netfilter")
-    if hook not in NETFILTER_HOOKS:
-        raise BpfError(f"there is no netfilter hook {hook!r}", remedy=f"use {', '.join(NETFILTER_HOOKS)}")
-    if family not in _FAMILIES:
-        raise BpfError(f"netfilter takes no program for {family!r}", remedy=f"use {', '.join(_FAMILIES)}")
+    hook_number = one_of(NETFILTER_HOOKS, hook, "netfilter hook")
+    family_number = one_of(_FAMILIES, family, "family of netfilter's")
     if not _RESERVED[0] < priority < _RESERVED[1]:
         raise BpfError(f"{priority} is no priority", why="the first and last of 32 bits are the kernel's own")
     flags = _DEFRAGMENT if defragment else 0
@@ -44,8 +43,8 @@ def attach_netfilter(
         AttachType.NETFILTER,
         0,
         "IIiI",
-        _FAMILIES[family],
-        NETFILTER_HOOKS[hook],
+        family_number,
+        hook_number,
         priority,
         flags,
     )

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from hookline.bpf import _syscall
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError, LinkChanged, failure
 from hookline.bpf._links._group import HeldByTarget
 from hookline.bpf._links._link import Link, create, expect_type
@@ -189,11 +190,11 @@ def attach_sockmap(
             what, errno=errnos.EINVAL, why=f"it is a {target.type}, and a sockmap or sockhash is wanted"
         )
     attach_type = AttachType.SK_MSG_VERDICT
+    chosen = None if kind is None else one_of(_MAP_KINDS, kind, "kind of sk_skb program")
     if program.type == "sk_skb":
-        if kind is not None and kind not in _MAP_KINDS:
-            raise BpfError(what, why=f"there is no kind {kind!r}", remedy=f"use {', '.join(_MAP_KINDS)}")
-        expected = program.expected_attach_type
-        attach_type = _MAP_KINDS[kind] if kind else AttachType(expected or AttachType.SK_SKB_VERDICT)
+        attach_type = chosen or AttachType(program.expected_attach_type or AttachType.SK_SKB_VERDICT)
+    elif chosen is not None:
+        raise BpfError(what, why="the kinds are those of sk_skb programs, and it is an sk_msg program")
     result = create(program, target.fd, attach_type)
     if result >= 0:
         return Link(result)

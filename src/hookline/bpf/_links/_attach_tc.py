@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hookline.bpf import _syscall, features
+from hookline.bpf._arguments import number, one_of
 from hookline.bpf._errors import BpfError, FeatureMissing, LinkChanged, failure
 from hookline.bpf._links._link import Link, create, expect_type
 from hookline.bpf._programs._handle import ProgramHandle
@@ -20,6 +21,10 @@ __all__ = ["Place", "attach_netkit", "attach_tc", "link_at_interface"]
 
 Place = Link | ProgramHandle | Literal["all"] | None
 """A neighbour in the order of a hook: a link, a program, or all of them."""
+
+_DIRECTIONS = {"ingress": AttachType.TCX_INGRESS, "egress": AttachType.TCX_EGRESS}
+_ENDS = {"primary": AttachType.NETKIT_PRIMARY, "peer": AttachType.NETKIT_PEER}
+_HOOKS = {"auto": 0, "tcx": 1, "clsact": 2}
 
 
 def attach_tc(
@@ -35,13 +40,16 @@ def attach_tc(
     pin: str | os.PathLike[str] | None,
 ) -> Link | ClsactFilter:
     """Attach by tcx, or by clsact; see `Program.attach_tc`."""
+    attach_type = one_of(_DIRECTIONS, direction, "direction")
+    one_of(_HOOKS, hook, "hook of traffic control")
+    number(priority, "priority of a clsact filter", 1, 0xFFFF)
     index = _syscall.interface_index(interface)
+    expect_type(program, f"{_syscall.interface_name(index)}'s {direction}", "sched_cls")
     ordered = before is not None or after is not None or bool(expected_revision)
     if hook == "clsact":
         if ordered:
             raise BpfError("clsact has no order relative to a program", remedy="use priority, or hook tcx")
         return _attach_clsact(program, index, direction, priority, pin)
-    attach_type = AttachType.TCX_INGRESS if direction == "ingress" else AttachType.TCX_EGRESS
     made = link_at_interface(
         program, index, attach_type, before=before, after=after, expected_revision=expected_revision
     )
@@ -68,10 +76,10 @@ def attach_netkit(
     expected_revision: int,
 ) -> Link:
     """Attach to one end of a netkit pair; see `Program.attach_netkit`."""
+    attach_type = one_of(_ENDS, end, "end of a netkit pair")
     index = _syscall.interface_index(interface)
     name = _syscall.interface_name(index)
     expect_type(program, f"netkit {name}", "sched_cls")
-    attach_type = AttachType.NETKIT_PRIMARY if end == "primary" else AttachType.NETKIT_PEER
     made = link_at_interface(
         program, index, attach_type, before=before, after=after, expected_revision=expected_revision
     )
@@ -108,6 +116,8 @@ def link_at_interface(
     expected_revision: int,
 ) -> Link | int:
     """Make a link with an order (tcx, netkit), or return the negative errno."""
+    number(expected_revision, "revision", 0, (1 << 64) - 1)
+    _check_places(before, after)
     flags, relative = 0, 0
     for place, flag in ((before, Flag.BEFORE), (after, Flag.AFTER)):
         if place is None:
@@ -118,6 +128,19 @@ def link_at_interface(
             flags |= Flag.LINK if isinstance(place, Link) else 0
     result = create(program, index, attach_type, flags, "I4xQ", relative, expected_revision)
     return Link(result) if result >= 0 else result
+
+
+def _check_places(before: Place, after: Place) -> None:
+    if before is not None and after is not None:
+        raise BpfError(
+            "a program cannot be placed before one and after another",
+            errno=errnos.EINVAL,
+            why="the kernel takes one neighbour",
+            remedy="give before or after; expected_revision tells whether the order changed meanwhile",
+        )
+    for place in (before, after):
+        if not (place is None or place == "all" or isinstance(place, Link | ProgramHandle)):
+            raise BpfError(f"{place!r} is no place in an order", remedy='give a link, a program or "all"')
 
 
 def _attach_clsact(

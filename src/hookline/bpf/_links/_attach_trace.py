@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hookline.bpf import _syscall, features
+from hookline.bpf._arguments import c_text, cookie_number, number, one_of, path_text, process_number
 from hookline.bpf._errors import ENOTSUPP, BpfError, FeatureMissing, NotPermitted, failure
 from hookline.bpf._links._group import LinkGroup
 from hookline.bpf._links._link import Link, create, expect_type, made
@@ -70,7 +71,7 @@ _SYSTEM_CALL_PREFIX = {
 
 def attach_raw_tracepoint(program: ProgramHandle, name: str) -> Link:
     """Make a raw tracepoint link; see `Program.attach_raw_tracepoint`."""
-    text = ctypes.create_string_buffer(os.fsencode(name))
+    text = c_text(name, "raw tracepoint")
     attr = _syscall.attributes("QI4x", _syscall.address(text), program.fd)
     result = _syscall.call(Command.RAW_TRACEPOINT_OPEN, attr)
     if result >= 0:
@@ -127,6 +128,7 @@ def _tracepoint_number(name: str) -> int:
     group, slash, event = name.partition("/")
     if not slash and ":" in name:
         group, _, event = name.partition(":")
+    path_text(name, "tracepoint")
     if not group or not event or "/" in event:
         raise BpfError(f"{name!r} is no tracepoint", remedy="write GROUP/NAME, such as sched/sched_switch")
     try:
@@ -162,7 +164,8 @@ def attach_kprobe(program: ProgramHandle, function: str, *, offset: int, returns
     what = f"cannot attach program {program.name!r} to {where}"
     if returns and offset:
         raise BpfError(what, why="a return has no offset in the function")
-    text = ctypes.create_string_buffer(os.fsencode(function))
+    text = c_text(function, "function of the kernel")
+    number(offset, "offset in a function", 0, (1 << 63) - 1)
     try:
         event = open_event(kind, config, what=what, config1=ctypes.addressof(text), config2=offset)
     except BpfError as error:
@@ -184,9 +187,9 @@ def attach_kprobe_multi(
             errno=errnos.ENOENT,
             remedy=f"see {tracefs()}/available_filter_functions",
         )
-    texts = [ctypes.create_string_buffer(os.fsencode(name)) for name in names]
+    texts = [c_text(name, "function of the kernel") for name in names]
     symbols = (ctypes.c_uint64 * len(names))(*(ctypes.addressof(text) for text in texts))
-    cookies = (ctypes.c_uint64 * len(names))(*[cookie] * len(names))
+    cookies = (ctypes.c_uint64 * len(names))(*[cookie_number(cookie)] * len(names))
     result = create(
         program,
         0,
@@ -288,23 +291,41 @@ def attach_perf_event(
     """Sample by a software event; see `Program.attach_perf_event`."""
     where = f"perf event {event!r}"
     expect_type(program, where, "perf_event")
-    if event not in SOFTWARE_EVENTS:
-        raise BpfError(f"there is no software event {event!r}", remedy=f"use {', '.join(SOFTWARE_EVENTS)}")
+    config = one_of(SOFTWARE_EVENTS, event, "software event")
+    what = f"cannot attach program {program.name!r} to {where}"
+    if frequency_hz and period:
+        raise BpfError(what, why="how often is given by frequency_hz or by period, and both were given")
+    number(frequency_hz, "frequency in hertz", 0, (1 << 63) - 1)
+    number(period, "period", 0, (1 << 63) - 1)
     if not (frequency_hz or period):
         frequency_hz, period = (100, 0) if event in _CLOCKS else (0, 1)
-    what = f"cannot attach program {program.name!r} to {where}"
+    chosen = _cpus(cpus, what)
+    process = -1 if pid is None else process_number(pid)
     with ExitStack() as undo:
         links = []
-        for cpu in cpus if cpus is not None else online_cpus():
+        for cpu in chosen:
             opened = open_event(
                 SOFTWARE,
-                SOFTWARE_EVENTS[event],
+                config,
                 what=what,
                 frequency_hz=frequency_hz,
                 period=period,
-                pid=-1 if pid is None else pid,
+                pid=process,
                 cpu=cpu,
             )
             links.append(undo.enter_context(link_event(program, opened, where, cookie)))
         undo.pop_all()
     return LinkGroup(links)
+
+
+def _cpus(given: Sequence[int] | None, what: str) -> list[int]:
+    """The CPUs to sample, all of them by default."""
+    online = online_cpus()
+    if given is None:
+        return online
+    absent = [cpu for cpu in given if cpu not in online]
+    if absent or not given:
+        why = f"CPU {absent[0]} is not there, or offline" if absent else "no CPU was given"
+        remedy = f"online are {', '.join(map(str, online))}; None stands for all"
+        raise BpfError(what, errno=errnos.EINVAL, why=why, remedy=remedy)
+    return list(given)

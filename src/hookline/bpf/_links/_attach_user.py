@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hookline.bpf import features
+from hookline.bpf._arguments import c_text, cookie_number, process_number
 from hookline.bpf._errors import BpfError, FeatureMissing
 from hookline.bpf._links._elf_symbols import Executable, find_file
 from hookline.bpf._links._link import Link, create, expect_type, made
@@ -33,13 +34,15 @@ def attach_uprobe(
     cookie: int,
 ) -> Link:
     """Make a uprobe's link; see `Program.attach_uprobe`."""
+    if pid is not None:
+        process_number(pid)
     file = find_file(path)
     where = f"{file}:{function if isinstance(function, str) else hex(function)}"
     expect_type(program, where, "kprobe")
     check_probe(program, where, None)
-    place = _place(file, function, returns) + offset
+    place = _in_file(file, _place(file, function, returns) + offset)
     kind, config = probe_source("uprobe", returns=returns)
-    text = ctypes.create_string_buffer(os.fsencode(file.absolute()))
+    text = c_text(file.absolute(), "path")
     what = f"cannot attach program {program.name!r} to {where}"
     try:
         event = open_event(
@@ -68,14 +71,16 @@ def attach_uprobe_multi(
     cookie: int,
 ) -> Link:
     """Make one link on many functions; see `Program.attach_uprobe_multi`."""
+    if pid is not None:
+        process_number(pid)
     file = find_file(path)
     where = f"{file}:{functions if isinstance(functions, str) else f'{len(functions)} functions'}"
     expect_type(program, where, "kprobe")
     check_probe(program, where, AttachType.TRACE_UPROBE_MULTI)
     places = _places(file, functions, returns)
     offsets = (ctypes.c_uint64 * len(places))(*places)
-    cookies = (ctypes.c_uint64 * len(places))(*[cookie] * len(places))
-    text = ctypes.create_string_buffer(os.fsencode(file.absolute()))
+    cookies = (ctypes.c_uint64 * len(places))(*[cookie_number(cookie)] * len(places))
+    text = c_text(file.absolute(), "path")
     result = create(
         program,
         0,
@@ -109,6 +114,17 @@ def _place(file: Path, function: str | int, returns: bool) -> int:
     return function if isinstance(function, int) else executable.offset_of(function)
 
 
+def _in_file(file: Path, offset: int) -> int:
+    size = file.stat().st_size
+    if not 0 <= offset < size:
+        raise BpfError(
+            f"there is no instruction at offset {offset:#x} of {file}",
+            errno=errnos.EINVAL,
+            why=f"it has {size} bytes",
+        )
+    return offset
+
+
 def _places(file: Path, functions: str | Sequence[str | int], returns: bool) -> list[int]:
     executable = Executable(file)
     _refuse_go(executable, returns)
@@ -124,7 +140,7 @@ def _places(file: Path, functions: str | Sequence[str | int], returns: bool) -> 
             errno=errnos.ENOENT,
             remedy="nm and nm -D list what it has",
         )
-    return found
+    return [_in_file(file, place) for place in found]
 
 
 def _refuse_go(executable: Executable, returns: bool) -> None:

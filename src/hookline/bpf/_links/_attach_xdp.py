@@ -6,23 +6,27 @@ import errno as errnos
 from typing import Literal
 
 from hookline.bpf import _syscall
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError, failure
-from hookline.bpf._links._link import XDP_MODES, Link, XdpMode, create
+from hookline.bpf._links._link import XDP_MODES, Link, XdpMode, create, expect_type
 from hookline.bpf._programs._handle import ProgramHandle
 from hookline.bpf._syscall import AttachType, Flag
 
 __all__ = ["attach_xdp", "refuse_occupied", "xdp_program"]
 
+_MODES = {
+    "auto": Flag.XDP_NATIVE,
+    "native": Flag.XDP_NATIVE,
+    "generic": Flag.XDP_GENERIC,
+    "offload": Flag.XDP_OFFLOAD,
+}
+
 
 def attach_xdp(program: ProgramHandle, interface: str | int, mode: Literal["auto"] | XdpMode) -> Link:
     """Make an XDP link; see `Program.attach_xdp`."""
+    flags = one_of(_MODES, mode, "mode of XDP")
     index = _syscall.interface_index(interface)
-    flags = {
-        "auto": Flag.XDP_NATIVE,
-        "native": Flag.XDP_NATIVE,
-        "generic": Flag.XDP_GENERIC,
-        "offload": Flag.XDP_OFFLOAD,
-    }[mode]
+    expect_type(program, _syscall.interface_name(index), "xdp")
     result = create(program, index, AttachType.XDP, flags)
     # What drivers answer that cannot: no support, too few queues, an MTU too large, no memory for rings.
     if (

@@ -18,7 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from hookline.bpf import _syscall, pin
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError, LinkChanged, failure
+from hookline.bpf._links._link import expect_type, refuse_second_pin
+from hookline.bpf._owner import Owner
 
 if TYPE_CHECKING:
     from hookline.bpf._programs._handle import ProgramHandle
@@ -34,7 +37,7 @@ _NAME_LENGTH = 15  # of a program's name in the kernel
 _TCA_BPF_ID = 11
 
 
-class ClsactFilter:
+class ClsactFilter(Owner):
     """A program on an interface's clsact hook, used as a `Link` is.
 
     Attributes:
@@ -102,6 +105,7 @@ class ClsactFilter:
 
         from hookline.bpf._programs._program import Program
 
+        one_of({str(name): 0 for name in _PARENT}, direction, "direction")
         index = _syscall.interface_index(interface)
         place = Path(path).absolute()
         with Program.from_pin(path) as program, IPRoute() as netlink:
@@ -142,6 +146,7 @@ class ClsactFilter:
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
 
+        expect_type(new, "the filter", "sched_cls")
         found = self._found()
         if expected is not None and found["id"] != expected.id:
             raise LinkChanged(
@@ -170,6 +175,7 @@ class ClsactFilter:
         """Let the filter outlive this object, and pin its program so that `from_pin` finds it."""
         from hookline.bpf._programs._program import Program
 
+        refuse_second_pin(self)
         with Program.from_id(self.program_id) as program:
             program.pin(path)
         self.pinned = Path(path).absolute()
@@ -211,8 +217,8 @@ class ClsactFilter:
         self.unpin()
 
     def close(self) -> None:
-        """Remove the filter unless it is pinned. Closing twice is no error."""
-        if self._attached and self.pinned is None:
+        """Remove the filter unless it is pinned, or this is a forked child. Closing twice is no error."""
+        if self._attached and self.pinned is None and not self._forked:
             self.detach()
         self._attached = False
 
@@ -225,7 +231,7 @@ class ClsactFilter:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_attached", False) and self.pinned is None:
+        if getattr(self, "_attached", False) and self.pinned is None and not self._forked:
             warnings.warn(
                 f"{self!r} was neither closed nor pinned", ResourceWarning, source=self, stacklevel=2
             )

@@ -16,13 +16,14 @@ from typing import Self
 
 from hookline.bpf import pin
 from hookline.bpf._errors import BpfError
-from hookline.bpf._links._link import Link
+from hookline.bpf._links._link import Link, refuse_second_pin
+from hookline.bpf._owner import Owner
 from hookline.bpf._programs._handle import ProgramHandle
 
 __all__ = ["HeldByTarget", "LinkGroup"]
 
 
-class LinkGroup:
+class LinkGroup(Owner):
     """Several links of one program, used as one.
 
     Attributes:
@@ -70,8 +71,9 @@ class LinkGroup:
         """Pin each link into a new folder, so that they outlive the process.
 
         Raises:
-            BpfError: The path is taken, or not in bpffs.
+            BpfError: The path is taken, or not in bpffs; or the links are pinned already.
         """
+        refuse_second_pin(self, *self.links)
         folder = Path(path).absolute()
         if folder.exists():
             raise BpfError(f"cannot pin the links at {folder}", errno=17, why="something is pinned there")
@@ -110,7 +112,7 @@ class LinkGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.pinned is None:
+        if self.pinned is None and not self._forked:
             self.detach()
         self.close()
 
@@ -119,7 +121,7 @@ class LinkGroup:
         return f"<LinkGroup of {len(self.links)}{place}>"
 
 
-class HeldByTarget(ABC):
+class HeldByTarget(Owner, ABC):
     """A program that its target holds itself, without a link; `close` takes it off.
 
     Attributes:
@@ -175,7 +177,9 @@ class HeldByTarget(ABC):
             self.leave()
 
     def close(self) -> None:
-        """As `detach`."""
+        """As `detach`; in a forked child, `leave`: the hook is its parent's."""
+        if self._forked:
+            self.leave()
         self.detach()
 
     def __enter__(self) -> Self:
@@ -188,7 +192,10 @@ class HeldByTarget(ABC):
 
     def __del__(self) -> None:
         if getattr(self, "_attached", False):
-            warnings.warn(f"{self!r} was neither closed nor left", ResourceWarning, source=self, stacklevel=2)
+            if not self._forked:
+                warnings.warn(
+                    f"{self!r} was neither closed nor left", ResourceWarning, source=self, stacklevel=2
+                )
             self.leave()
 
     def __repr__(self) -> str:

@@ -10,8 +10,9 @@ import struct
 from typing import TYPE_CHECKING, Literal
 
 from hookline.bpf import _syscall
+from hookline.bpf._arguments import one_of, process_number
 from hookline.bpf._errors import BpfError
-from hookline.bpf._links._attach_cgroup import cgroup_folder
+from hookline.bpf._links._attach_cgroup import open_cgroup
 from hookline.bpf._links._link import Link, create, expect_type, made
 from hookline.bpf._programs._handle import ProgramHandle
 from hookline.bpf._syscall import AttachType, Command
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CgroupOrder", "Iterator", "attach_iterator"]
 
 CgroupOrder = Literal["self", "descendants", "descendants-last", "ancestors"]
-_ORDERS: dict[CgroupOrder, int] = {"self": 1, "descendants": 2, "descendants-last": 3, "ancestors": 4}
+_ORDERS = {"self": 1, "descendants": 2, "descendants-last": 3, "ancestors": 4}
 
 
 class Iterator(Link):
@@ -64,14 +65,17 @@ def attach_iterator(
     expect_type(program, where, "tracing")
     if sum(target is not None for target in (map, process, thread, cgroup)) > 1:
         raise BpfError(f"program {program.name!r} cannot iterate over more than one of its targets")
+    how = one_of(_ORDERS, order, "order of cgroups")
     opened = -1
     if map is not None:
         target = struct.pack("=I", map.fd)
     elif cgroup is not None:
-        opened = os.open(cgroup_folder() / cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        target = struct.pack("=IIQ", _ORDERS[order], opened, 0)
-    elif process is not None or thread is not None:
-        target = struct.pack("=III", thread or 0, process or 0, 0)
+        opened = open_cgroup(cgroup)
+        target = struct.pack("=IIQ", how, opened, 0)
+    elif process is not None:
+        target = struct.pack("=III", 0, process_number(process), 0)
+    elif thread is not None:
+        target = struct.pack("=III", process_number(thread), 0, 0)
     else:
         target = b""
     # The kernel takes the whole union or nothing.

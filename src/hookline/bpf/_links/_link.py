@@ -6,6 +6,7 @@ A link lives while anything refers to it: a descriptor (a `Link` object) or a pi
 - `Link.pin` makes the link outlive the process; `Link.from_pin` adopts it, in whichever process.
 - `Link.close` gives this process's descriptor back. An unpinned link detaches with its last descriptor.
 - `Link.detach` takes the program off the hook at once, whoever else holds the link, and removes the pin.
+- In a forked child the block's end gives the child's descriptor back only: the hook is its parent's.
 - A `Link` that is collected while it alone keeps a program attached warns with `ResourceWarning`.
 - `Link.update` replaces the program with no packet in between unhandled.
 """
@@ -23,19 +24,23 @@ from typing import TYPE_CHECKING, Literal, Self
 from hookline.bpf import _syscall, pin
 from hookline.bpf._errors import ENOTSUPP, BpfError, LinkChanged, failure
 from hookline.bpf._links._link_info import LinkInfo, describe
+from hookline.bpf._owner import Owner
 from hookline.bpf._syscall import Command, Flag
 
 if TYPE_CHECKING:
+    from hookline.bpf._links._clsact import ClsactFilter
+    from hookline.bpf._links._group import LinkGroup
     from hookline.bpf._programs._handle import ProgramHandle
 
-__all__ = ["Link", "XdpMode", "create", "expect_type", "made"]
+__all__ = ["Link", "XdpMode", "create", "expect_type", "made", "refuse_second_pin"]
 
 XdpMode = Literal["native", "generic", "offload"]
 XDP_MODES: dict[int, XdpMode] = {1: "native", 2: "generic", 3: "offload"}
+_TYPES = {"xdp": "xdp", "tcx": "sched_cls", "netkit": "sched_cls"}
 _UPDATABLE = {"xdp", "tcx", "netkit", "cgroup", "netns", "iter", "sockmap", "struct_ops"}
 
 
-class Link:
+class Link(Owner):
     """A program on a hook, held by a descriptor of this process.
 
     Attributes:
@@ -114,12 +119,13 @@ class Link:
             LinkChanged: Another program than the expected one is in.
             BpfError: The kernel refuses, as it does for tracepoints, probes, fentry, LSM and netfilter links.
         """
+        kind = self.info.type
+        self._refuse_type(new, kind)
         flags, old = (Flag.REPLACE, expected.fd) if expected is not None else (0, 0)
         attr = _syscall.attributes("IIII", self.fd, new.fd, flags, old)
         result = _syscall.call(Command.LINK_UPDATE, attr)
         if result >= 0:
             return
-        kind = self.info.type
         if kind not in _UPDATABLE and -result in (errnos.EINVAL, errnos.EOPNOTSUPP, ENOTSUPP):
             raise BpfError(
                 f"cannot put program {new.name!r} into the link",
@@ -135,15 +141,30 @@ class Link:
                 remedy="read the link again and decide anew",
             )
         raise failure(
-            -result, f"cannot put program {new.name!r} into the link", capability="CAP_BPF CAP_NET_ADMIN"
+            -result,
+            f"cannot put program {new.name!r} into the link",
+            capability="CAP_BPF CAP_NET_ADMIN",
+            remedy=f"it must be of the type, and loaded for the hook, of the {kind} link's program {self.info.program_id}"
+            if result == -errnos.EINVAL
+            else "",
         )
+
+    def _refuse_type(self, new: ProgramHandle, kind: str) -> None:
+        wanted = _TYPES.get(kind, new.type)
+        if new.type != wanted:
+            raise BpfError(
+                f"cannot put program {new.name!r} into the link",
+                errno=errnos.EINVAL,
+                why=f"it is of type {new.type}, and the {kind} link takes {wanted}; nothing was changed",
+            )
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Keep the program attached without this process.
 
         Raises:
-            BpfError: The path is taken, or not in bpffs.
+            BpfError: The path is taken, or not in bpffs; or the link is pinned already: this object looks after one pin.
         """
+        refuse_second_pin(self)
         self.pinned = pin.put(self.fd, path, "the link")
 
     def unpin(self) -> None:
@@ -182,7 +203,7 @@ class Link:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._fd is not None and self._attached and self.pinned is None:
+        if self._fd is not None and self._attached and self.pinned is None and not self._forked:
             self.detach()
         self.close()
 
@@ -190,7 +211,7 @@ class Link:
         fd = getattr(self, "_fd", None)
         if fd is None:
             return
-        if self._attached and self.pinned is None:
+        if self._attached and self.pinned is None and not self._forked:
             warnings.warn(
                 f"{self!r} was neither closed nor pinned", ResourceWarning, source=self, stacklevel=2
             )
@@ -206,6 +227,18 @@ class Link:
         except BpfError:
             return f"<Link{place}>"
         return f"<Link {found.id}: {found.type}, program {found.program_id}{place}>"
+
+
+def refuse_second_pin(*held: Link | ClsactFilter | LinkGroup) -> None:
+    """Refuse to forget a pin: it would be left behind, holding a link that is off its hook."""
+    for one in held:
+        if one.pinned is not None:
+            raise BpfError(
+                f"cannot pin {one!r} again",
+                errno=errnos.EEXIST,
+                why="it has a pin",
+                remedy="unpin() it first",
+            )
 
 
 def create(

@@ -13,6 +13,7 @@ import platform
 import struct
 from pathlib import Path
 
+from hookline.bpf._arguments import cookie_number
 from hookline.bpf._errors import BpfError, FeatureMissing, failure
 from hookline.bpf._links._link import Link, create, made
 from hookline.bpf._links._link_info import attach_type_name
@@ -87,7 +88,7 @@ def open_event(
 def link_event(program: ProgramHandle, event: int, where: str, cookie: int = 0) -> Link:
     """Put a program on an event, which is closed here, and let it begin."""
     try:
-        result = create(program, event, AttachType.PERF_EVENT, 0, "Q", cookie)
+        result = create(program, event, AttachType.PERF_EVENT, 0, "Q", cookie_number(cookie))
         link = Link(made(result, program, where))
         try:
             fcntl.ioctl(event, _ENABLE, 0)

@@ -6,14 +6,12 @@ import ctypes
 import errno as errnos
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hookline.bpf import _syscall
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError, FeatureMissing, failure
 from hookline.bpf._links import _attach_cgroup
-from hookline.bpf._links._targets import one_of
 from hookline.bpf._syscall import AttachType, Command
 
 __all__ = ["Hook", "HookEntry", "query"]
@@ -76,8 +74,11 @@ def query(hook: str, *, effective: bool = False) -> Hook:
         return _ask(_syscall.interface_index(place), attach_type, hook)
     if kind == "cgroup":
         attach_type = one_of(_attach_cgroup.CGROUP_HOOKS, name, "hook of a cgroup")
-        with _folder(place, hook) as target:
+        target = _attach_cgroup.open_cgroup(place)
+        try:
             return _ask(target, attach_type, hook, _EFFECTIVE if effective else 0)
+        finally:
+            os.close(target)
     if kind == "netns":
         attach_type = one_of(_attach_cgroup.NETNS_HOOKS, name, "hook of a network namespace")
         target = _attach_cgroup.open_netns(place or None)
@@ -86,19 +87,6 @@ def query(hook: str, *, effective: bool = False) -> Hook:
         finally:
             os.close(target)
     raise BpfError(f"{hook!r} is no hook that can be asked", remedy=f"write {_FORMS}")
-
-
-@contextmanager
-def _folder(path: str, hook: str) -> Iterator[int]:
-    place = _attach_cgroup.cgroup_folder() / path
-    try:
-        target = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BpfError(f"there is no cgroup {place} to ask for {hook}", errno=error.errno or 0) from None
-    try:
-        yield target
-    finally:
-        os.close(target)
 
 
 def _ask(target: int, attach_type: AttachType, hook: str, flags: int = 0) -> Hook:
@@ -128,6 +116,13 @@ def _ask(target: int, attach_type: AttachType, hook: str, flags: int = 0) -> Hoo
             room = count
             continue
         break
+    if result == -errnos.EBADF:
+        raise BpfError(
+            f"cannot ask what is attached to {hook}",
+            errno=errnos.EBADF,
+            why="it is no folder of cgroup v2",
+            remedy=f"cgroup v2 is at {_attach_cgroup.cgroup_folder()}; a path without a slash in front begins there",
+        )
     if result == -errnos.EINVAL:
         raise FeatureMissing(f"hook {attach_type.name.lower()}", errno=errnos.EINVAL)
     if result < 0:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from hookline.bpf._arguments import one_of
 from hookline.bpf._errors import BpfError
 from hookline.bpf._links import _attach_cgroup, _attach_netfilter, _attach_trace
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from hookline.bpf._links._link import Link
     from hookline.bpf._programs._program import Program
 
-__all__ = ["TARGETS", "attach", "from_section", "one_of", "target_types"]
-
-_Value = TypeVar("_Value")
+__all__ = ["TARGETS", "attach", "from_section", "target_types"]
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,6 @@ def from_section(section: str) -> str:
         case "sk_lookup" | "flow_dissector":
             return "netns"
     return ""
-
-
-def one_of(values: Mapping[str, _Value], name: str, what: str) -> _Value:
-    """The value of a name; the error for an unknown one lists all."""
-    if name not in values:
-        close = difflib.get_close_matches(name, values, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise BpfError(f"there is no {what} {name!r}", remedy=f"{hint}There are {', '.join(values)}")
-    return values[name]
 
 
 # One function for each kind of target

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hookline.bpf._errors import BpfError, failure
+from hookline.bpf._owner import Owner
 
 __all__ = ["ArenaMemory", "new_address"]
 
@@ -44,7 +45,7 @@ def new_address() -> int:
 _mapped: weakref.WeakValueDictionary[int, ArenaMemory] = weakref.WeakValueDictionary()
 
 
-class ArenaMemory:
+class ArenaMemory(Owner):
     """An arena's memory in this process: mapped once, for as long as any array of it is alive."""
 
     def __init__(self, fd: int, address: int, size: int, what: str) -> None:

@@ -20,6 +20,7 @@ from hookline.bpf import _syscall, pin
 from hookline.bpf._errors import ENOTSUPP, BpfError, MapFull, failure
 from hookline.bpf._maps import _map_forms
 from hookline.bpf._maps._map_info import MapDefinition, describe
+from hookline.bpf._owner import Owner
 from hookline.bpf._syscall import Command
 from hookline.bpf._types._btf import Kind
 from hookline.bpf._types._codec import canonical, encode
@@ -47,7 +48,7 @@ _ANY, _ABSENT, _PRESENT = 0, 1, 2
 UNSUPPORTED = {ENOTSUPP, errnos.EOPNOTSUPP}
 
 
-class MapHandle:
+class MapHandle(Owner):
     """What every kind of map has; `Map` adds the ways to read and write."""
 
     def __init__(

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError
 from hookline.bpf._maps._ring_memory import BUSY, DISCARD, HEADER_BYTES, RingMemory
+from hookline.bpf._owner import Owner
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,7 +57,7 @@ class Backlog(NamedTuple):
     records: int | None
 
 
-class Ring:
+class Ring(Owner):
     """The reader of a ring buffer map; not for several threads at once, nor for both sides of a fork.
 
     Args:

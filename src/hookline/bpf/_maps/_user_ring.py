@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._maps._ring_memory import HEADER_BYTES, Fences
+from hookline.bpf._owner import Owner
 from hookline.bpf._types._codec import canonical
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["UserRing"]
 
 
-class UserRing:
+class UserRing(Owner):
     """The writer of a user ring buffer map; not for several threads or processes at once.
 
     Args:

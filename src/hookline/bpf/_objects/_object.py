@@ -17,6 +17,7 @@ from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError, ObjectError
 from hookline.bpf._maps._map import Map, MapDefinition
 from hookline.bpf._objects import _libbpf, _sections
+from hookline.bpf._owner import Owner
 from hookline.bpf._programs._program import Program
 from hookline.bpf._types._btf import Btf
 from hookline.bpf._types._codec import fill, unknown_name
@@ -99,7 +100,7 @@ class Constants(MutableMapping[str, Any]):
         return self._places[name]
 
 
-class Object:
+class Object(Owner):
     """An eBPF object file: its programs, maps and constants, and after `load` what the kernel made of them.
 
     The programs and maps belong to the object and are closed with it. What must outlive it is pinned, attached by

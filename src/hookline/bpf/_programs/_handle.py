@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from hookline.bpf import _syscall, pin
 from hookline.bpf._errors import BpfError
+from hookline.bpf._owner import Owner
 from hookline.bpf._programs._info import ProgramInfo, describe
 from hookline.bpf._syscall import Command
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ProgramHandle"]
 
 
-class ProgramHandle:
+class ProgramHandle(Owner):
     """A program of an object, or one that is loaded already.
 
     A program from an object lives until the object is closed; `duplicate` makes a handle that lives on, and

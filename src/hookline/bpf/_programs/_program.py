@@ -178,10 +178,11 @@ class Program(TrialRuns):
             attach_type: The hook, as an `AttachType` or a name such as ``"connect4"``. An object's program
                 knows its own.
         """
-        from hookline.bpf._links import _attach_cgroup, _targets
+        from hookline.bpf._arguments import one_of
+        from hookline.bpf._links import _attach_cgroup
 
         if isinstance(attach_type, str):
-            attach_type = _targets.one_of(_attach_cgroup.CGROUP_HOOKS, attach_type, "hook of a cgroup")
+            attach_type = one_of(_attach_cgroup.CGROUP_HOOKS, attach_type, "hook of a cgroup")
         return _attach_cgroup.attach_cgroup(self, path, attach_type)
 
     def attach_netns(self, namespace: str | os.PathLike[str] | int | None = None) -> Link:
