@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,21 @@ def test_it_ends_when_its_time_is_over() -> None:
         for _ in pipe:
             pass
     assert 0.3 <= time.monotonic() - started < 5
+
+
+def test_it_is_read_beside_a_thousand_descriptors() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(2048, before[0]), before[1]))
+    held = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        while held[-1] < 1024:
+            held.append(os.dup(held[0]))
+        with bpf.trace_pipe(seconds=0.2) as pipe:
+            assert all(line.cpu >= 0 for line in pipe)
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_second_reader_is_told() -> None:

@@ -102,7 +102,9 @@ class TracePipe(Owner):
             left = None if self._end is None else self._end - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            select.select([self._fd], [], [], left)
+            waiting = select.poll()
+            waiting.register(self._fd, select.POLLIN)
+            waiting.poll(None if left is None else left * 1000)
             try:
                 data = os.read(self._fd, 1 << 16)
             except BlockingIOError:
