@@ -12,9 +12,11 @@ import ctypes
 import errno as errnos
 import os
 import platform
+import re
+import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum, IntFlag
 
 from hookline.bpf._errors import BpfError, failure
@@ -237,7 +239,7 @@ LINK_TYPES = [
 
 def name_of(names: list[str], number: int) -> str:
     """The kernel's name for a number, or the number where this Hookline does not know it yet."""
-    return names[number] if number < len(names) else f"type {number}"
+    return names[number] if 0 <= number < len(names) else f"type {number}"
 
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351, "ppc64le": 361}
@@ -254,21 +256,69 @@ Attributes = ctypes.Array[ctypes.c_char]
 
 def attributes(layout: str, *values: int) -> Attributes:
     """Pack a prefix of ``union bpf_attr``; the kernel's answers are read back from the same buffer."""
-    packed = struct.pack("=" + layout, *values)
+    try:
+        packed = struct.pack("=" + layout, *values)
+    except struct.error:
+        raise _out_of_range(layout, values) from None
     return ctypes.create_string_buffer(packed, len(packed))
+
+
+def _out_of_range(layout: str, values: tuple[int, ...]) -> BpfError:
+    """The error for a number that the kernel's field does not hold."""
+    for code, value in zip(re.findall("[IQ]", layout), values, strict=True):
+        bits = 32 if code == "I" else 64
+        if not 0 <= value < 1 << bits:
+            break
+    return BpfError(
+        f"{value} is out of range",
+        errno=errnos.EINVAL,
+        why=f"the kernel takes {bits} bits here: 0 to {(1 << bits) - 1}",
+    )
+
+
+# A crash stays a crash, with its traceback.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+
+
+@contextlib.contextmanager
+def signals_held(*, stoppable: bool = False) -> Iterator[None]:
+    """Let this thread's signals wait while the block runs: the kernel gives up long calls for any of them.
+
+    Args:
+        stoppable: Those that ask the process to stop do not wait.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        held = signal.valid_signals() - _FAULTS - (_STOPPING if stoppable else set())
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# The kernel writes into their attributes and buffers how far it came: they cannot simply be made again.
+_UNREPEATABLE = {
+    Command.PROG_TEST_RUN,
+    Command.MAP_LOOKUP_BATCH,
+    Command.MAP_LOOKUP_AND_DELETE_BATCH,
+    Command.MAP_UPDATE_BATCH,
+    Command.MAP_DELETE_BATCH,
+}
 
 
 def call(command: Command, attr: Attributes) -> int:
     """Call bpf(2); returns its result, or the negative errno.
 
-    Calls that a signal interrupts are made again, as Python does for its own (PEP 475).
+    Calls that a signal interrupts are made again, as Python does for its own (PEP 475). Trial runs and batches,
+    of which a part may be done, answer -EINTR.
     """
     while True:
         result = _syscall(_NUMBER, command, attr, len(attr))
         if result >= 0:
             return result
         errno = ctypes.get_errno()
-        if errno != errnos.EINTR:
+        if errno != errnos.EINTR or command in _UNREPEATABLE:
             return -errno
 
 

@@ -167,13 +167,14 @@ class MapBatches(MapHandle):
                     )
                 yield self._one_by_one()
                 return
-            if result < 0 and result not in (-errnos.ENOENT, -errnos.ENOSPC):
+            if result < 0 and result not in (-errnos.ENOENT, -errnos.ENOSPC, -errnos.EINTR):
                 raise failure(-result, f"cannot read map {self.name!r}")
             if count:
                 yield self._keys_typed(keys[:count]), self._typed(slots[:count], count)
             if result == -errnos.ENOENT:
                 return
-            started = True
+            # EINTR: entries went away meanwhile; the cursor has moved only where there are rows.
+            started = started or count > 0 or result == 0
 
     def _keys_typed(self, raw: npt.NDArray[np.uint8]) -> Array:
         dtype = self.key_dtype

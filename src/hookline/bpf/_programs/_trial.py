@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno as errnos
 import struct
@@ -78,9 +79,9 @@ class TrialRuns(ProgramHandle):
 
     def test_run(
         self,
-        data: bytes = b"",
+        data: Buffer = b"",
         *,
-        context: bytes | None = None,
+        context: Buffer | None = None,
         ingress: str | int | None = None,
         egress: str | int | None = None,
         repeat: int = 1,
@@ -90,7 +91,8 @@ class TrialRuns(ProgramHandle):
     ) -> TestRun:
         """Run the program on a packet, or on a context alone (BPF_PROG_TEST_RUN).
 
-        With `repeat` above 1 the program meets its own output again; `TestRun.duration_ns` is the mean.
+        With `repeat` above 1 the program meets its own output again; `TestRun.duration_ns` is the mean. Signals wait until
+        the last run, other than those that ask the process to stop: SIGINT, SIGTERM, SIGHUP and SIGQUIT end it.
 
         Args:
             data: The packet from layer 2 on, at least 14 bytes (a socket filter then sees it from layer 3); for
@@ -105,8 +107,12 @@ class TrialRuns(ProgramHandle):
             cpu: Raw tracepoints only: where to run it.
 
         Raises:
-            BpfError: The kernel refuses the packet or the context, or the program type has no trial runs.
+            BpfError: The kernel refuses the packet or the context, the program type has no trial runs, or a signal
+                ended them.
         """
+        data = self._bytes("packet", data)
+        if context is not None:
+            context = self._bytes("context", context)
         if context is None and (ingress is not None or egress is not None):
             context = self._context(len(data), ingress, egress)
         self._check_run(data, live_frames=live_frames, cpu=cpu)
@@ -143,7 +149,8 @@ class TrialRuns(ProgramHandle):
                 cpu or 0,
                 batch_size,
             )
-            result = _syscall.call(Command.PROG_TEST_RUN, attr)
+            with self._undisturbed(repeat, live_frames=live_frames):
+                result = _syscall.call(Command.PROG_TEST_RUN, attr)
             verdict, size, duration = (
                 struct.unpack_from("=I", attr, 4)[0],
                 struct.unpack_from("=I", attr, 12)[0],
@@ -159,6 +166,20 @@ class TrialRuns(ProgramHandle):
         # A syscall program's context is written back in place.
         changed = after if after is not None else before if self.type == "syscall" else None
         return TestRun(verdict, answered, duration, changed.raw if changed is not None else b"")
+
+    def _bytes(self, what: str, given: Buffer) -> bytes:
+        try:
+            return bytes(memoryview(given))
+        except TypeError as error:
+            raise BpfError(
+                f"cannot run program {self.name!r} on trial", why=f"its {what} is not bytes: {error}"
+            ) from None
+
+    def _undisturbed(self, repeat: int, *, live_frames: bool) -> contextlib.AbstractContextManager[None]:
+        """Hold signals back where the kernel gives up for any of them: between two runs."""
+        if repeat > 1 or live_frames:
+            return _syscall.signals_held(stoppable=True)
+        return contextlib.nullcontext()
 
     def _context(self, length: int, ingress: str | int | None, egress: str | int | None) -> bytes:
         if self.type == "xdp" and ingress is not None and egress is None:
@@ -200,6 +221,8 @@ class TrialRuns(ProgramHandle):
             return BpfError(
                 what, errno=errno, why="it needs its whole context, and the kernel refused this one"
             )
+        if errno == errnos.EINTR:
+            return BpfError(what, errno=errno, why="a signal ended it; it ran in part")
         if errno == errnos.ENXIO:
             return BpfError(what, errno=errno, why="there is no such CPU, or it is offline")
         if errno in (errnos.EOPNOTSUPP, 524):

@@ -182,7 +182,8 @@ def _load(number: int, code: bytes, attach_type: int, function: int, flags: int)
         0,
         0,
     )
-    result = _syscall.call(Command.PROG_LOAD, attr)
+    with _syscall.signals_held():
+        result = _syscall.call(Command.PROG_LOAD, attr)
     return result, log.value.decode(errors="replace")
 
 
