@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import resource
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from hookline import bpf
 from hookline.bpf._objects._elf import validate
+from hookline.bpf._types._btf import Kind
 from tests.kernel.bpf.conftest import descriptors
 
 OLD_STYLE = """
@@ -176,8 +183,8 @@ def test_truncated_anywhere(kinds: Path) -> None:
     assert descriptors() == before
 
 
-def test_damaged_bytes_are_refused_or_open(kinds: Path) -> None:
-    """No flipped bit may raise anything but Hookline's own errors."""
+def test_damaged_bytes_are_refused_before_libbpf_sees_them(kinds: Path) -> None:
+    """No flipped bit may make the check raise anything but Hookline's own error (test_fuzz.py opens and loads)."""
     whole = kinds.read_bytes()
     choice = random.Random(1)
     refused = 0
@@ -191,6 +198,29 @@ def test_damaged_bytes_are_refused_or_open(kinds: Path) -> None:
         except bpf.ObjectError:
             refused += 1
     assert refused > 30
+
+
+def section_resized(path: Path, name: str, size: int, offset: int) -> bytes:
+    """The object, with another size of a section in its types, and another offset of the section's first variable."""
+    data = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        start = ELFFile(file).get_section_by_name(".BTF")["sh_offset"]
+    header, types, _, texts, _ = struct.unpack_from("<5I", data, start + 4)
+    named = data.index(b"\0" + name.encode() + b"\0", start + header + texts) + 1 - (start + header + texts)
+    place = start + header + types
+    while struct.unpack_from("<I", data, place)[0] != named or data[place + 7] & 0x1F != Kind.DATASEC:
+        place += 4
+    struct.pack_into("<I", data, place + 8, size)
+    struct.pack_into("<I", data, place + 16, offset)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("section", [".rodata", ".bss"])
+@pytest.mark.parametrize(("size", "offset"), [(0x40000000, 0x30000000), (0x2000, 0x1000), (4096, 0)])
+def test_types_of_a_section_that_has_other_memory(kinds: Path, section: str, size: int, offset: int) -> None:
+    """The types of a damaged object speak of memory that is not the section's: nothing is read or written there."""
+    with pytest.raises(bpf.ObjectError, match=f"section {section} {size} bytes, and it has"):
+        bpf.Object.open(section_resized(kinds, section, size, offset))
 
 
 def test_foreign_and_old_objects(compiled: Callable[..., Path], tmp_path: Path) -> None:
@@ -233,3 +263,82 @@ def test_enums_of_the_object(kinds: Path) -> None:
     assert enums["colour"] == {"RED": 0, "GREEN": 5, "BLUE": 0x80000000}
     assert enums["signed_colour"] == {"DARK": -1, "LIGHT": 1}
     assert enums["wide"] == {"NARROW": 1, "WIDE": 1 << 32}
+
+
+AT_ONCE = """
+import sys, threading
+from hookline import bpf
+failed = []
+def attempt(function):
+    try:
+        function()
+    except bpf.BpfError as error:
+        failed.append(str(error))
+for number in range(20):
+    obj = bpf.Object.open(sys.argv[1])
+    more = [obj.close] if number % 2 else [lambda: dict(obj.constants), lambda: obj.resize("words_hash", 9)]
+    threads = [threading.Thread(target=attempt, args=(f,)) for f in (obj.load, *more, obj.load)]
+    for one in threads: one.start()
+    for one in threads: one.join()
+    obj.close()
+    assert not any(program.loaded for program in obj.programs.values())
+    assert obj.constants["port_min"] == 1024
+assert len(failed) >= 20, failed
+assert all("is loaded already" in said or "is closed" in said for said in failed), failed
+"""
+
+
+def test_threads_load_and_close_one_object(kinds: Path) -> None:
+    """In a process of its own: what goes wrong here ends it."""
+    words = [sys.executable, "-c", AT_ONCE, str(kinds)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_without_descriptors_nothing_stays(kinds: Path) -> None:
+    """Whichever step meets the limit (maps, programs, taking them over), the error says so and all is closed."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = descriptors()
+    with bpf.Object.open(kinds) as obj:
+        obj.load()
+        needed = descriptors() - held
+    failed = set()
+    # Nearly twice as many are needed while libbpf's own are there.
+    for room in range(5, 2 * needed - 8, 3):
+        obj = bpf.Object.open(kinds)
+        held = descriptors()
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held + room, before[1]))
+            with pytest.raises(bpf.BpfError) as caught:
+                obj.load()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert not isinstance(caught.value, bpf.VerifierError)
+        assert caught.value.errno == errno.EMFILE, caught.value
+        failed.add(str(caught.value).partition(":")[0].partition("'")[0])
+        assert not obj.loaded
+        assert descriptors() == held
+        with pytest.raises(bpf.BpfError, match="is closed"):
+            obj.load()
+    assert failed == {"cannot make map ", "cannot load program ", "cannot load kinds"}
+
+
+def test_the_log_has_every_program(compiled: Callable[..., Path]) -> None:
+    """libbpf empties its log for each program."""
+    two = WORKING + WORKING.replace('#include "types.h"', "").replace("fine", "also_fine")
+    with bpf.Object.open(compiled(two), log_level=4) as obj:
+        assert obj.load().log.count("processed 2 insns") == 2
+    with bpf.Object.open(compiled(WORKING + UNCHECKED.replace('#include "types.h"', "")), log_level=4) as obj:
+        with pytest.raises(bpf.VerifierError) as caught:
+            obj.load()
+        assert caught.value.program == "reads_wild"
+        assert "invalid access to packet" in caught.value.log
+        assert caught.value.log.count("processed ") == 1
+
+
+def test_a_closed_object_says_so(kinds: Path) -> None:
+    obj = bpf.Object.open(kinds)
+    obj.close()
+    with pytest.raises(bpf.BpfError, match="cannot be set any more: the object is closed"):
+        obj.constants["port_min"] = 1
+    assert obj.constants["port_min"] == 1024

@@ -110,6 +110,7 @@ def _declare(found: Any) -> None:
         "bpf_program__set_expected_attach_type": (number, [pointer, number]),
         "bpf_program__set_attach_target": (number, [pointer, number, text]),
         "bpf_program__set_flags": (number, [pointer, unsigned]),
+        "bpf_program__set_log_buf": (number, [pointer, pointer, size]),
         "bpf_program__autoload": (ctypes.c_bool, [pointer]),
         "bpf_program__set_autoload": (number, [pointer, ctypes.c_bool]),
         "bpf_program__fd": (number, [pointer]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from hookline.bpf._maps._map import Map, MapDefinition
 from hookline.bpf._objects import _libbpf, _sections
 from hookline.bpf._owner import Owner
 from hookline.bpf._programs._program import Program
-from hookline.bpf._types._btf import Btf
+from hookline.bpf._types._btf import Btf, Kind
 from hookline.bpf._types._codec import fill, unknown_name
 
 if TYPE_CHECKING:
@@ -41,43 +42,43 @@ class Constants(MutableMapping[str, Any]):
     a NumPy scalar or a read-only array.
     """
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, lock: threading.RLock) -> None:
         self._owner = owner
-        self._sections: list[npt.NDArray[Any]] = []
+        # The object's: libbpf's memory may go only when nobody is at it.
+        self._lock = lock
         self._places: dict[str, npt.NDArray[Any]] = {}
-        self._writable = True
+        self._sealed = ""
 
     def _add(self, memory: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> None:
         section = memory.view(dtype).reshape(())
-        self._sections.append(section)
         for name in dtype.names or ():
             self._places[name] = section[name]
 
-    def _seal(self) -> None:
+    def _seal(self, why: str) -> None:
         """Keep the values when libbpf's memory goes, and let nothing change them."""
-        self._writable = False
+        self._sealed = why
         self._places = {name: np.array(place) for name, place in self._places.items()}
-        self._sections = []
 
     def __getitem__(self, name: str) -> Any:
-        place = self._place(name)
-        if place.ndim == 0:
-            return place.copy()[()]
-        found = place.copy()
+        with self._lock:
+            found = self._place(name).copy()
+        if found.ndim == 0:
+            return found[()]
         found.flags.writeable = False
         return found
 
     def __setitem__(self, name: str, value: object) -> None:
-        place = self._place(name)
-        if not self._writable:
-            raise BpfError(
-                f"constant {name!r} cannot be set any more",
-                why="the object is loaded",
-                remedy="set it before load()",
-            )
-        fresh = np.zeros_like(place)
-        fill(fresh, value, f"constant {name!r}")
-        place[...] = fresh
+        with self._lock:
+            place = self._place(name)
+            if self._sealed:
+                raise BpfError(
+                    f"constant {name!r} cannot be set any more",
+                    why=self._sealed,
+                    remedy="set it before load()",
+                )
+            fresh = np.zeros_like(place)
+            fill(fresh, value, f"constant {name!r}")
+            place[...] = fresh
 
     def __delitem__(self, name: str) -> None:
         raise BpfError(f"constant {name!r} cannot be removed")
@@ -119,10 +120,13 @@ class Object(Owner):
 
         validate(data, name)
         self.name = name
-        self.constants = Constants(name)
+        # libbpf's object is nobody's but the thread's that uses it.
+        self._lock = threading.RLock()
+        self.constants = Constants(name, self._lock)
         self._library = _libbpf.library()
         self._data = data
-        self._log = mmap.mmap(-1, _LOG_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._log = _new_log()
+        self._logs: dict[str, mmap.mmap] = {}
         self.log = ""
         self._log_level = log_level
         self._loaded = False
@@ -178,15 +182,16 @@ class Object(Owner):
         Raises:
             BpfError: There is no such map, the object is loaded, or the number is no size for it.
         """
-        self._check_unloaded(f"map {name!r} cannot be resized")
-        wanted = self.maps[name]
-        if not 0 < max_entries < 1 << 32:
-            raise BpfError(f"map {name!r} cannot hold {max_entries} entries")
-        handle = self._map_handles[name]
-        result = self._library.bpf_map__set_max_entries(handle, max_entries)
-        if result < 0:
-            raise BpfError(f"cannot resize map {name!r} to {max_entries} entries", errno=-result)
-        wanted._definition = self._define(name, handle)
+        with self._lock:
+            self._check_unloaded(f"map {name!r} cannot be resized")
+            wanted = self.maps[name]
+            if not 0 < max_entries < 1 << 32:
+                raise BpfError(f"map {name!r} cannot hold {max_entries} entries")
+            handle = self._map_handles[name]
+            result = self._library.bpf_map__set_max_entries(handle, max_entries)
+            if result < 0:
+                raise BpfError(f"cannot resize map {name!r} to {max_entries} entries", errno=-result)
+            wanted._definition = self._define(name, handle)
 
     def reuse(self, name: str, existing: Map) -> None:
         """Share a map that exists instead of making a new one; its size stays as it is.
@@ -194,20 +199,22 @@ class Object(Owner):
         Raises:
             ObjectError: Its type, its sizes or its layout differ; nothing is changed.
         """
-        self._check_unloaded(f"map {name!r} cannot be replaced")
-        wanted = self.maps[name]
-        self._check_same(wanted, existing)
-        result = self._library.bpf_map__reuse_fd(self._map_handles[name], existing.fd)
-        if result < 0:
-            raise BpfError(f"cannot reuse map {existing.name!r} as {name!r}", errno=-result)
-        wanted._definition = self._define(name, self._map_handles[name])
+        with self._lock:
+            self._check_unloaded(f"map {name!r} cannot be replaced")
+            wanted = self.maps[name]
+            self._check_same(wanted, existing)
+            result = self._library.bpf_map__reuse_fd(self._map_handles[name], existing.fd)
+            if result < 0:
+                raise BpfError(f"cannot reuse map {existing.name!r} as {name!r}", errno=-result)
+            wanted._definition = self._define(name, self._map_handles[name])
 
     def leave_out(self, *programs: str) -> None:
         """Do not load these programs."""
-        self._check_unloaded("programs cannot be left out")
-        for name in programs:
-            _ = self.programs[name]
-            self._library.bpf_program__set_autoload(self._program_handles[name], False)
+        with self._lock:
+            self._check_unloaded("programs cannot be left out")
+            for name in programs:
+                _ = self.programs[name]
+                self._library.bpf_program__set_autoload(self._program_handles[name], False)
 
     def only(self, *programs: str) -> None:
         """Load these programs and no others."""
@@ -217,10 +224,11 @@ class Object(Owner):
 
     def expect_attach_type(self, program: str, attach_type: int) -> None:
         """Set a program's expected attach type (a ``BPF_*`` number of ``enum bpf_attach_type``)."""
-        self._check_unloaded("the expected attach type cannot be set")
-        _ = self.programs[program]
-        self._library.bpf_program__set_expected_attach_type(self._program_handles[program], attach_type)
-        self.programs[program].expected_attach_type = attach_type
+        with self._lock:
+            self._check_unloaded("the expected attach type cannot be set")
+            _ = self.programs[program]
+            self._library.bpf_program__set_expected_attach_type(self._program_handles[program], attach_type)
+            self.programs[program].expected_attach_type = attach_type
 
     def set_attach_target(self, program: str, function: str, target: Program | None = None) -> None:
         """Say what a ``fentry``, ``fexit``, ``fmod_ret``, ``tp_btf``, ``lsm`` or ``freplace`` program attaches to.
@@ -233,19 +241,20 @@ class Object(Owner):
         Raises:
             BpfError: There is no such function among the kernel's types, or the object is loaded.
         """
-        self._check_unloaded(f"the target of program {program!r} cannot be set")
-        _ = self.programs[program]
-        with _libbpf.messages() as said:
-            result = self._library.bpf_program__set_attach_target(
-                self._program_handles[program], target.fd if target is not None else 0, function.encode()
-            )
-        if result < 0:
-            raise BpfError(
-                f"program {program!r} cannot attach to {function!r}",
-                errno=-result,
-                why="; ".join(said) or _libbpf.error_text(-result),
-                remedy="bpftool btf dump file /sys/kernel/btf/vmlinux lists the kernel's functions",
-            )
+        with self._lock:
+            self._check_unloaded(f"the target of program {program!r} cannot be set")
+            _ = self.programs[program]
+            with _libbpf.messages() as said:
+                result = self._library.bpf_program__set_attach_target(
+                    self._program_handles[program], target.fd if target is not None else 0, function.encode()
+                )
+            if result < 0:
+                raise BpfError(
+                    f"program {program!r} cannot attach to {function!r}",
+                    errno=-result,
+                    why="; ".join(said) or _libbpf.error_text(-result),
+                    remedy="bpftool btf dump file /sys/kernel/btf/vmlinux lists the kernel's functions",
+                )
 
     def load(self) -> Self:
         """Make the maps and load the programs. On failure nothing stays behind, and the object is closed.
@@ -256,25 +265,24 @@ class Object(Owner):
             FeatureMissing: The kernel lacks a map or program type, or BTF.
             ObjectError: libbpf refused the object.
         """
-        self._check_unloaded(f"{self.name} cannot be loaded")
-        with _libbpf.messages() as said:
-            result = self._library.bpf_object__load(self._handle)
-        if result < 0:
-            error = self._load_failure(-result, said)
-            self.close()
-            raise error
-        for name, program in self.programs.items():
-            fd = self._library.bpf_program__fd(self._program_handles[name])
-            if fd >= 0:
-                program._fd = os.dup(fd)
-        for name, made in self.maps.items():
-            fd = self._library.bpf_map__fd(self._map_handles[name])
-            if fd >= 0:
-                made._loaded(os.dup(fd))
-        self.constants._seal()
-        self._loaded = True
-        self.log = self._verifier_said()
-        self._release()
+        with self._lock:
+            self._check_unloaded(f"{self.name} cannot be loaded")
+            try:
+                self._separate_logs()
+                with _libbpf.messages() as said, _syscall.signals_held():
+                    result = self._library.bpf_object__load(self._handle)
+                if result < 0:
+                    raise self._load_failure(-result, said)
+                self._take_over()
+            except OSError as error:
+                # No descriptor may be left to import by.
+                self.close()
+                from hookline.bpf._objects import _refusal
+
+                raise _refusal.circumstance(f"cannot load {self.name}", error.errno or 0) from None
+            finally:
+                if not self._loaded:
+                    self.close()
         return self
 
     def ring(self, name: str, record: str | npt.DTypeLike | None = None, *, lost: str | None = None) -> Ring:
@@ -293,12 +301,16 @@ class Object(Owner):
         return self.maps[name].ring(record, lost=self.maps[lost] if lost else None)
 
     def close(self) -> None:
-        """Close the programs and maps and free everything; closing twice is no error."""
-        self._release()
-        for program in self.programs.values():
-            program.close()
-        for made in self.maps.values():
-            made.close()
+        """Close the programs and maps and free everything; closing twice is no error.
+
+        Where another thread is loading the object, it is closed after that.
+        """
+        with self._lock:
+            self._release()
+            for program in self.programs.values():
+                program.close()
+            for made in self.maps.values():
+                made.close()
 
     def __enter__(self) -> Self:
         return self
@@ -321,7 +333,7 @@ class Object(Owner):
         options = _libbpf.OpenOptions(
             sz=ctypes.sizeof(_libbpf.OpenOptions),
             object_name=name.encode(),
-            kernel_log_buf=ctypes.addressof(ctypes.c_char.from_buffer(self._log)),
+            kernel_log_buf=_place(self._log),
             kernel_log_size=_LOG_BYTES,
             kernel_log_level=self._log_level,
         )
@@ -343,9 +355,34 @@ class Object(Owner):
         """Free libbpf's object; descriptors taken over from it stay."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            self.constants._seal()
+            self.constants._seal(f"the object is {'loaded' if self._loaded else 'closed'}")
             self._library.bpf_object__close(handle)
-            self._log.close()
+            for log in (self._log, *self._logs.values()):
+                log.close()
+
+    def _take_over(self) -> None:
+        """Duplicate what libbpf loaded, and free libbpf's object."""
+        for name, program in self.programs.items():
+            fd = self._library.bpf_program__fd(self._program_handles[name])
+            if fd >= 0:
+                program._fd = os.dup(fd)
+        for name, made in self.maps.items():
+            fd = self._library.bpf_map__fd(self._map_handles[name])
+            if fd >= 0:
+                made._fd = os.dup(fd)
+                made._loaded(made._fd)
+        self.log = "".join(map(_text, self._logs.values())) or _text(self._log)
+        self._loaded = True
+        self._release()
+
+    def _separate_logs(self) -> None:
+        """Where logs are asked for, give each program its own: libbpf empties the common one for each."""
+        if not self._log_level:
+            return
+        for name, handle in self._program_handles.items():
+            if self._library.bpf_program__autoload(handle):
+                self._logs[name] = _new_log()
+                self._library.bpf_program__set_log_buf(handle, _place(self._logs[name]), _LOG_BYTES)
 
     def _read_btf(self) -> Btf:
         """The object's BTF as libbpf completed it: sections have their sizes, variables their offsets."""
@@ -383,6 +420,7 @@ class Object(Owner):
             name = self._library.bpf_map__name(handle).decode(errors="replace")
             if self._library.bpf_map__is_internal(handle):
                 name = name[name.index(".") :] if "." in name else name
+                self._check_section(name, handle)
                 if name.startswith(".rodata"):
                     self._add_constants(name, handle)
             self._map_handles[name] = handle
@@ -407,8 +445,24 @@ class Object(Owner):
         if not type_id or not place:
             return
         dtype = self.btf.section(type_id, volatile=True)
-        memory = np.ctypeslib.as_array(ctypes.cast(place, ctypes.POINTER(ctypes.c_uint8)), (dtype.itemsize,))
+        if dtype.itemsize != size.value:
+            raise self._damaged_section(name, dtype.itemsize, size.value)
+        memory = np.ctypeslib.as_array(ctypes.cast(place, ctypes.POINTER(ctypes.c_uint8)), (size.value,))
         self.constants._add(memory, dtype)
+
+    def _check_section(self, name: str, handle: int) -> None:
+        """Refuse a section of variables whose types speak of other memory than it has."""
+        type_id = self._library.bpf_map__btf_value_type_id(handle)
+        size = self._library.bpf_map__value_size(handle)
+        if type_id and (self.btf[type_id].kind is not Kind.DATASEC or self.btf[type_id].size != size):
+            raise self._damaged_section(name, self.btf[type_id].size, size)
+
+    def _damaged_section(self, name: str, told: int, size: int) -> ObjectError:
+        return ObjectError(
+            f"{self.name} is damaged",
+            why=f"its types (BTF) give section {name} {told} bytes, and it has {size}",
+            remedy="compile it again with clang -O2 -g -target bpf",
+        )
 
     def _define(self, name: str, handle: int) -> MapDefinition:
         library = self._library
@@ -451,9 +505,6 @@ class Object(Owner):
             remedy="it was made by another version: detach and remove it, or migrate its entries",
         )
 
-    def _verifier_said(self) -> str:
-        return self._log[: self._log.find(b"\0")].decode(errors="replace")
-
     def _load_failure(self, errno: int, said: list[str]) -> BpfError:
         from hookline.bpf._objects import _refusal
 
@@ -463,8 +514,20 @@ class Object(Owner):
             if self._library.bpf_program__autoload(self._program_handles[name])
         )
         definitions = {name: one.definition for name, one in self.maps.items()}
-        log = self._verifier_said()
+        log = _text(self._logs.get(_refusal.refused_program(said), self._log))
         return _refusal.explain(_refusal.Failure(self.name, errno, said, log, self._data, types, definitions))
+
+
+def _new_log() -> mmap.mmap:
+    return mmap.mmap(-1, _LOG_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _place(log: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(log))
+
+
+def _text(log: mmap.mmap) -> str:
+    return log[: log.find(b"\0")].decode(errors="replace")
 
 
 class _Named(Mapping[str, _Item]):

@@ -79,9 +79,9 @@ class Failure:
 
 def explain(failure: Failure) -> BpfError:
     """The error for a load that failed."""
-    refused = failure.find(r"prog '([^']+)': BPF program load failed")
+    refused = refused_program(failure.said)
     if refused:
-        return _program_refused(failure, refused[1])
+        return _program_refused(failure, refused)
     for explanation in (_unknown_section, _unresolved, _no_target, _map_refused, _struct_ops):
         error = explanation(failure)
         if error is not None:
@@ -100,7 +100,34 @@ def explain(failure: Failure) -> BpfError:
     return ObjectError(f"cannot load {failure.name}", errno=failure.errno, why=_words(failure))
 
 
+def refused_program(said: list[str]) -> str:
+    """The program at which a load ended, by libbpf's messages; ``""`` where it was none."""
+    found = re.search(r"prog '([^']+)': BPF program load failed", "\n".join(said))
+    return found[1] if found else ""
+
+
+# Answers that say nothing of what was to be loaded.
+_CIRCUMSTANCES = {
+    errnos.EMFILE: (
+        "this process has as many descriptors open as it may",
+        "close some or raise the limit: ulimit -n; an object takes two for each program and map while it is loaded",
+    ),
+    errnos.ENFILE: ("the machine has as many files open as it may", "see /proc/sys/fs/file-max"),
+    errnos.ENOMEM: ("the kernel has no memory for it", ""),
+    errnos.EAGAIN: ("the verifier was interrupted", "load it again"),
+    errnos.EINTR: ("it was interrupted", "load it again"),
+}
+
+
+def circumstance(what: str, errno: int) -> BpfError:
+    """The error where neither the object nor the kernel's abilities are the reason."""
+    why, remedy = _CIRCUMSTANCES.get(errno, ("", ""))
+    return BpfError(what, errno=errno, why=why, remedy=remedy)
+
+
 def _program_refused(failure: Failure, program: str) -> BpfError:
+    if failure.errno in _CIRCUMSTANCES:
+        return circumstance(f"cannot load program {program!r} of {failure.name}", failure.errno)
     verified = re.search(r"^processed \d+ insns", failure.end, re.MULTILINE)
     if failure.errno == errnos.EPERM and not verified:
         return NotPermitted(
