@@ -140,7 +140,7 @@ def test_a_ring_without_an_object() -> None:
         ("hash", {"key": 4, "value": 4, "max_entries": 0}, "cannot make the hash map 'made'"),
         ("ringbuf", {"max_entries": 1000}, "cannot make the ringbuf map"),
         ("array", {"key": 8, "value": 4}, "cannot make the array map"),
-        ("array_of_maps", {}, "cannot make the array_of_maps map"),
+        ("array_of_maps", {}, "array_of_maps needs an inner map"),
     ],
 )
 def test_what_cannot_be_made(kind: str, options: dict[str, Any], said: str) -> None:

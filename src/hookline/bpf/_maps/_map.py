@@ -20,6 +20,7 @@ from hookline.bpf._maps._map_handle import Array, rounded
 from hookline.bpf._maps._map_info import MapDefinition, describe
 from hookline.bpf._maps._map_kinds import MapKinds
 from hookline.bpf._syscall import Command, Flag
+from hookline.bpf._types._codec import layout
 
 if TYPE_CHECKING:
     from hookline.bpf._maps._ring import Ring
@@ -59,7 +60,11 @@ class Map(MapKinds):
         """Make a map without an object; it is the caller's to close.
 
         Hash maps, arrays, prefix tries and storages keep the dtypes in the kernel (as BTF), so that whoever opens them
-        finds them typed. Flags and sizes that a type must have are set by themselves.
+        finds them typed. BTF cannot say all: who opens the map finds as bytes (``u1`` arrays) what has another byte order
+        than the machine, such as ports of the network, and floating-point numbers that are not ``f4``
+        or ``f8`` or lie out of line; members in the order of their offsets; and the whole map without types where members
+        overlap and do not all begin at 0, or have names that are none in C. Give ``key`` and ``value`` to `from_pin`
+        then. Flags and sizes that a type must have are set by themselves.
 
         Args:
             kind: The kernel's name of the type, such as ``"lru_hash"``.
@@ -80,7 +85,7 @@ class Map(MapKinds):
 
         if kind == "arena" and not extra:
             extra = _arena.new_address()
-        key_dtype, value_dtype = _layout(key), _layout(value)
+        key_dtype, value_dtype = _layout(key, "the key"), _layout(value, "the value")
         definition, fd = _map_create.create(
             kind, key_dtype, value_dtype, max_entries, flags, name, extra, 0 if inner is None else inner.fd
         )
@@ -98,13 +103,13 @@ class Map(MapKinds):
         Raises:
             BpfError: Nothing is pinned there, or it is no map.
         """
-        return cls._from_fd(pin.get(path, "map"), _layout(key), _layout(value))
+        return cls._from_fd(pin.get(path, "map"), _layout(key, "the key"), _layout(value, "the value"))
 
     @classmethod
     def from_id(cls, map_id: int, *, key: Layout = None, value: Layout = None) -> Self:
         """Open a map by the kernel's number for it (needs CAP_SYS_ADMIN); dtypes as for `from_pin`."""
         fd = _syscall.fd_by_id(Command.MAP_GET_FD_BY_ID, map_id, "a map")
-        return cls._from_fd(fd, _layout(key), _layout(value))
+        return cls._from_fd(fd, _layout(key, "the key"), _layout(value, "the value"))
 
     @classmethod
     def _from_fd(cls, fd: int, key: np.dtype[Any] | None = None, value: np.dtype[Any] | None = None) -> Self:
@@ -148,7 +153,7 @@ class Map(MapKinds):
             BpfError: The map was not made with ``BPF_F_MMAPABLE``, or an arena's place is taken in this process.
         """
         if self.type == "arena":
-            return self._arena(np.dtype("u1" if dtype is None else dtype))
+            return self._arena(layout("u1" if dtype is None else dtype, f"the memory of arena {self.name!r}"))
         if not self._definition.flags & Flag.MMAPABLE or self.type != "array":
             raise BpfError(
                 f"map {self.name!r} cannot be seen as memory",
@@ -200,10 +205,12 @@ class Map(MapKinds):
         return Ring(self, record, lost=lost)
 
 
-def _layout(given: Layout) -> np.dtype[Any] | None:
+def _layout(given: Layout, what: str) -> np.dtype[Any] | None:
     """A dtype, where only a size may be given."""
     if given is None:
         return None
     if isinstance(given, int):
+        if not 0 <= given < 1 << 31:
+            raise BpfError(f"{what} of a map cannot have {given} bytes")
         return np.dtype(f"u{given}") if given in (1, 2, 4, 8) else np.dtype(f"V{given}")
-    return np.dtype(given)
+    return layout(given, f"{what} of a map")

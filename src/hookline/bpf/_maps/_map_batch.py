@@ -16,7 +16,7 @@ from hookline.bpf._errors import BpfError, FeatureMissing, failure
 from hookline.bpf._maps import _map_forms
 from hookline.bpf._maps._map_handle import ARRAYS, UNSUPPORTED, Array, MapHandle
 from hookline.bpf._syscall import Command
-from hookline.bpf._types._codec import canonical, encode, relaid, same_members
+from hookline.bpf._types._codec import encode_rows
 
 __all__ = ["MapBatches"]
 
@@ -75,12 +75,13 @@ class MapBatches(MapHandle):
         """Set many entries in one call.
 
         Args:
-            keys: Array of `key_dtype` and shape ``(n,)``, or what NumPy can make one of.
+            keys: Array of `key_dtype` and shape ``(n,)``, taken as it is, or a sequence of what `put` takes.
             values: Array of `value_dtype` and shape ``(n,)``; for a per-CPU map ``(n, CPUs)``, or ``(n,)`` for
-                the same on all.
+                the same on all. Or a sequence of what `put` takes.
 
         Raises:
             MapFull: There was no room for all of them; those before stay written.
+            BpfError: A key or value does not fit its dtype; nothing is written.
         """
         if self.type in _map_forms.SPECIAL:
             for key, value in zip(keys, values, strict=True):  # type: ignore[arg-type]
@@ -128,8 +129,7 @@ class MapBatches(MapHandle):
     def _chunks(self, *, remove: bool = False) -> Iterator[tuple[Array, Array]]:
         """Read the map by batches of a few megabytes."""
         definition = self._definition
-        if not definition.key_size:
-            raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
+        self._require_keys()
         if self.type in _NO_BATCHES and not remove:
             yield self._one_by_one()
             return
@@ -168,7 +168,7 @@ class MapBatches(MapHandle):
                 yield self._one_by_one()
                 return
             if result < 0 and result not in (-errnos.ENOENT, -errnos.ENOSPC, -errnos.EINTR):
-                raise failure(-result, f"cannot read map {self.name!r}")
+                raise self._read_failure(-result)
             if count:
                 yield self._keys_typed(keys[:count]), self._typed(slots[:count], count)
             if result == -errnos.ENOENT:
@@ -201,9 +201,8 @@ class MapBatches(MapHandle):
 
     def _walk(self) -> Iterator[bytes]:
         """The bytes of each key, as one leads to the next."""
+        self._require_keys()
         size = self._definition.key_size
-        if not size:
-            raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
         key: ctypes.Array[ctypes.c_char] | None = None
         while True:
             following = ctypes.create_string_buffer(size)
@@ -242,20 +241,19 @@ class MapBatches(MapHandle):
     # Writing
 
     def _key_array(self, keys: Rows) -> Array:
-        return canonical(_as_array(keys, self.key_dtype, 1, f"the keys of map {self.name!r}"))
+        self._require_keys()
+        return encode_rows(self.key_dtype, keys, f"the keys of map {self.name!r}")
 
     def _value_slots(self, values: Rows, count: int) -> Array:
         """Values as the kernel wants them: shape ``(count, slot bytes)``."""
         what = f"the values of map {self.name!r}"
         cpus = _syscall.possible_cpus()
-        array = _as_array(values, self.value_dtype, 2 if self.per_cpu else 1, what)
-        if self.per_cpu and array.ndim == 1:
-            array = np.repeat(array[:, np.newaxis], cpus, axis=1)
-        if array.shape != ((count, cpus) if self.per_cpu else (count,)):
-            raise BpfError(f"{what} have shape {array.shape}", why=f"there are {count} keys")
+        rows = encode_rows(self.value_dtype, values, what, each=cpus if self.per_cpu else 0)
+        if len(rows) != count:
+            raise BpfError(f"{what} have shape {rows.shape}", why=f"there are {count} keys")
         if self.per_cpu:
-            return self._padded(array)
-        return canonical(array).view(np.uint8).reshape(count, self._slot_size)
+            return self._padded(rows)
+        return rows.view(np.uint8).reshape(count, self._slot_size)
 
     def _batch(self, command: Command, keys: Array, slots: Array | None) -> tuple[int, int]:
         """One batch call over whole arrays; the result and how many entries it did."""
@@ -290,33 +288,3 @@ def _concatenated(parts: list[Array]) -> Array:
         joined[place : place + len(part)] = part
         place += len(part)
     return joined
-
-
-def _as_array(values: Rows, dtype: np.dtype[Any], dimensions: int, what: str) -> Array:
-    """An array of exactly this dtype; integers may be of another size if every one fits."""
-    if isinstance(values, np.ndarray) and values.dtype == dtype:
-        return values
-    if isinstance(values, np.ndarray) and same_members(values.dtype, dtype):
-        return relaid(values, dtype)
-    if dtype.subdtype is not None:
-        base, inner = dtype.subdtype
-        plain = np.asarray(values, base)
-        if plain.shape[-len(inner) :] != inner:
-            raise BpfError(f"{what} have shape {plain.shape}", why=f"each is an array of shape {inner}")
-        whole = np.zeros(plain.shape[: -len(inner)], np.dtype([("whole", dtype)]))
-        whole["whole"] = plain
-        return whole
-    if not isinstance(values, np.ndarray) and dtype.kind in "VS":
-        items = list(values)  # type: ignore[arg-type]
-        raw = b"".join(encode(dtype, item, what) for item in items)
-        return np.frombuffer(raw, dtype)
-    try:
-        given = np.asarray(values)
-        if given.dtype.kind not in "biuf" and given.size:
-            raise ValueError(f"they are {given.dtype}, and {dtype} is wanted")
-        converted = given.astype(dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BpfError(f"cannot use the given array for {what}", why=str(error)) from None
-    if given.ndim > dimensions or not np.array_equal(given, converted):
-        raise BpfError(f"cannot use the given array for {what}", why=f"it does not fit {dtype}")
-    return converted

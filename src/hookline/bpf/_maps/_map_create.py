@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno as errnos
+import mmap
 import os
 import re
 import struct
@@ -31,6 +32,8 @@ _REQUIRED_FLAGS = {
     "arena": Flag.MMAPABLE,
     **dict.fromkeys(_map_forms.OWNED, Flag.NO_PREALLOC),
 }
+_OF_MAPS = {"array_of_maps", "hash_of_maps"}
+_RINGS = {"ringbuf", "user_ringbuf"}
 _NO_KEYS = {"queue", "stack", "bloom_filter", "ringbuf", "user_ringbuf", "arena"}
 _INDEXED = {
     "array",
@@ -101,6 +104,15 @@ def create(
             f"a {kind} map needs a {'value' if key is not None else 'key'}", remedy="give its dtype or size"
         )
     flags |= _REQUIRED_FLAGS.get(kind, 0)
+    for what, number, bits in (("max_entries", max_entries, 32), ("flags", flags, 32), ("extra", extra, 64)):
+        if not 0 <= number < 1 << bits:
+            raise BpfError(
+                f"a map cannot have {what}={number}", why=f"the kernel's number for it has {bits} bits"
+            )
+    if kind in _OF_MAPS and not inner_fd:
+        raise BpfError(
+            f"a map of type {kind} needs an inner map", remedy="give inner=, one like those that it will hold"
+        )
     short = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:15].encode()
     with _types(kind, key, value) as (btf_fd, key_type, value_type, types):
         attr = _syscall.attributes(
@@ -122,7 +134,7 @@ def create(
         )
         result = _syscall.call(Command.MAP_CREATE, attr)
     if result < 0:
-        raise _refusal(kind, name, -result, max_entries)
+        raise _refusal(kind, name, -result, max_entries, key_size, value_size)
     try:
         definition = describe(result)
     except BaseException:
@@ -166,7 +178,7 @@ def _types(
         os.close(fd)
 
 
-def _refusal(kind: str, name: str, errno: int, max_entries: int) -> BpfError:
+def _refusal(kind: str, name: str, errno: int, max_entries: int, key_size: int, value_size: int) -> BpfError:
     what = f"cannot make the {kind} map {name!r}"
     if errno == errnos.EINVAL:
         from hookline.bpf import features
@@ -174,8 +186,32 @@ def _refusal(kind: str, name: str, errno: int, max_entries: int) -> BpfError:
         finding = features.map_type(kind)
         if finding.answer is features.Answer.NO:
             return finding.error()
+        why, remedy = _mistake(kind, max_entries, key_size, value_size)
+        return BpfError(what, errno=errno, why=why, remedy=remedy)
     if errno in (errnos.ENOMEM, errnos.E2BIG):
         return BpfError(
             what, errno=errno, why=f"there is no memory for {max_entries} entries, or they are too large"
         )
     return failure(errno, what, capability=" ".join(_rights.for_maps([kind])))
+
+
+def _mistake(kind: str, max_entries: int, key_size: int, value_size: int) -> tuple[str, str]:
+    """Why the kernel takes such a map for invalid, and what helps."""
+    if kind in _RINGS and (max_entries % mmap.PAGESIZE or max_entries.bit_count() != 1):
+        least = 1 << max(max_entries - 1, mmap.PAGESIZE - 1).bit_length()
+        return (
+            f"a ring has a power of two of bytes, whole pages of {mmap.PAGESIZE}, and not {max_entries}",
+            f"give max_entries={least}",
+        )
+    if not max_entries and kind not in _map_forms.OWNED:
+        return "it has no room for any entry", "give max_entries"
+    if kind in _INDEXED and key_size != 4:
+        return f"its keys are numbers of 4 bytes, and not of {key_size}", "leave the key out"
+    if kind not in _NO_KEYS and not key_size:
+        return "its keys have no bytes", "give a key of at least one byte"
+    if kind in _VALUE_SIZES and value_size != _VALUE_SIZES[kind]:
+        return f"its values have {_VALUE_SIZES[kind]} bytes, and not {value_size}", "leave the value out"
+    if not value_size and kind not in _VALUE_SIZES:
+        return "its values have no bytes", "give a value of at least one byte"
+    why = f"no {kind} map has {max_entries} entries, keys of {key_size} bytes, values of {value_size} and these flags"
+    return why, ""

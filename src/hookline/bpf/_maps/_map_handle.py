@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno as errnos
+import fcntl
 import functools
 import os
 import re
@@ -23,7 +24,7 @@ from hookline.bpf._maps._map_info import MapDefinition, describe
 from hookline.bpf._owner import Owner
 from hookline.bpf._syscall import Command
 from hookline.bpf._types._btf import Kind
-from hookline.bpf._types._codec import canonical, encode
+from hookline.bpf._types._codec import canonical, encode, fill_each, unknown_name
 
 __all__ = ["ARRAYS", "UNSUPPORTED", "MapHandle", "rounded"]
 
@@ -44,7 +45,8 @@ ARRAYS = {
 }
 """Types whose indices are all below `max_entries`: another index is a KeyError, not a full map."""
 
-_ANY, _ABSENT, _PRESENT = 0, 1, 2
+# BPF_ANY, BPF_NOEXIST and BPF_EXIST.
+_ONLY = {None: 0, "absent": 1, "present": 2}
 UNSUPPORTED = {ENOTSUPP, errnos.EOPNOTSUPP}
 
 
@@ -189,7 +191,8 @@ class MapHandle(Owner):
         Args:
             key: The key. For the storage of sockets, processes, files and cgroups, its owner: a socket or
                 descriptor (of a process: a pidfd); a file's or cgroup's path will do.
-            value: The value; for a per-CPU map one for all CPUs, or an array of shape ``(CPUs,)``. For maps that hold
+            value: The value; for a per-CPU map one for all CPUs, or one for each: a list, of structs an array of
+                shape ``(CPUs,)``. For maps that hold
                 something else, that thing: a `Program`, a `Map`, a socket, a cgroup's path, an interface's name or
                 ``(interface, program)``, a CPU map's queue size or ``(queue size, program)``.
             only: Set it only where the key is absent, or only where it is present.
@@ -199,14 +202,18 @@ class MapHandle(Owner):
         Raises:
             MapFull: There is no room for another entry.
             KeyError: The key is there and must not be, or is not and must be, or lies beyond an array's end.
+            BpfError: The key or value does not fit its dtype: nothing wraps around, is cut off or becomes infinite.
         """
+        flags = _ONLY.get(only)
+        if flags is None:
+            raise unknown_name("condition", only, ["absent", "present"], "put(only=…)")
         with ExitStack() as opened:
             if self.type in _map_forms.SPECIAL:
                 key = _map_forms.key(self.type, key, opened)
                 value = _map_forms.value(self.type, value, self._definition.value_size, opened)
             if cpu is not None:
                 value = self._others(key, value, cpu)
-            self._put(key, value, {None: _ANY, "absent": _ABSENT, "present": _PRESENT}[only])
+            self._put(key, value, flags)
 
     def _put(self, key: object, value: object, flags: int) -> None:
         raw_key = ctypes.create_string_buffer(self._key(key), self._definition.key_size)
@@ -309,15 +316,23 @@ class MapHandle(Owner):
         return found[1] if found else "0"
 
     @property
+    def _access(self) -> int:
+        """O_RDONLY, O_WRONLY or O_RDWR: the kernel keeps this with the descriptor, not in the map's flags."""
+        return fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+
+    @property
     def _slot_size(self) -> int:
         """How many bytes the kernel copies for one value."""
         size = self._definition.value_size
         return rounded(size) * _syscall.possible_cpus() if self.per_cpu else size
 
     def _key(self, key: object) -> bytes:
+        self._require_keys()
+        return encode(self.key_dtype, key, f"the key of map {self.name!r}")
+
+    def _require_keys(self) -> None:
         if not self._definition.key_size:
             raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
-        return encode(self.key_dtype, key, f"the key of map {self.name!r}")
 
     def _value(self, value: object) -> ctypes.Array[ctypes.c_char]:
         size = self._slot_size
@@ -327,11 +342,9 @@ class MapHandle(Owner):
         if not self.per_cpu:
             return ctypes.create_string_buffer(encode(self.value_dtype, value, what), size)
         base, inner = self.value_dtype.subdtype or (self.value_dtype, ())
-        whole = (_syscall.possible_cpus(), *inner)
-        if isinstance(value, np.ndarray) and value.dtype == base and value.shape == whole:
-            return ctypes.create_string_buffer(self._padded(value[np.newaxis]).tobytes(), size)
-        one = encode(self.value_dtype, value, what).ljust(rounded(self._definition.value_size), b"\0")
-        return ctypes.create_string_buffer(one * _syscall.possible_cpus(), size)
+        whole = np.zeros((_syscall.possible_cpus(), *inner), base)
+        fill_each(whole, value, what, inner)
+        return ctypes.create_string_buffer(self._padded(whole[np.newaxis]).tobytes(), size)
 
     def _padded(self, values: Array) -> Array:
         """Per-CPU values of shape ``(n, CPUs)`` as the kernel wants them: shape ``(n, slot bytes)``."""
@@ -372,6 +385,8 @@ class MapHandle(Owner):
 
     def _read_failure(self, errno: int) -> BpfError:
         what = f"cannot read map {self.name!r}"
+        if errno == errnos.EPERM and self._access == os.O_WRONLY:
+            return BpfError(what, errno=errno, why="it was made for writing only (BPF_F_WRONLY)")
         if errno == errnos.ENOSPC and self.type in ("sockmap", "sockhash", "reuseport_sockarray"):
             return BpfError(
                 what,
@@ -394,6 +409,9 @@ class MapHandle(Owner):
             )
         if errno == errnos.EPERM and self.frozen:
             return BpfError(f"cannot {verb} map {self.name!r}", errno=errno, why="it is frozen")
+        if errno == errnos.EPERM and self._access == os.O_RDONLY:
+            why = "it was made for reading only (BPF_F_RDONLY)"
+            return BpfError(f"cannot {verb} map {self.name!r}", errno=errno, why=why)
         return failure(errno, f"cannot {verb} map {self.name!r}" + (f" ({note})" if note else ""))
 
 

@@ -13,12 +13,14 @@ is the caller's to prevent.
 
 from __future__ import annotations
 
+import contextlib
 import errno as errnos
 import os
 import select
+import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -29,6 +31,7 @@ from hookline.bpf import _syscall
 from hookline.bpf._errors import BpfError
 from hookline.bpf._maps._ring_memory import BUSY, DISCARD, HEADER_BYTES, RingMemory
 from hookline.bpf._owner import Owner
+from hookline.bpf._types._codec import layout
 
 if TYPE_CHECKING:
     import asyncio
@@ -74,7 +77,9 @@ class Ring(Owner):
         if ring.type != "ringbuf":
             raise BpfError(f"map {ring.name!r} is no ring", why=f"it is a {ring.type}")
         self.name = ring.name
-        self.dtype: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)
+        self.dtype: np.dtype[Any] | None = None
+        if dtype is not None:
+            self.dtype = layout(dtype, f"the records of ring {self.name!r}")
         if self.dtype is not None and not self.dtype.itemsize:
             raise BpfError(f"the records of ring {self.name!r} cannot have 0 bytes", why=f"{self.dtype}")
         self.size = ring.max_entries
@@ -93,6 +98,12 @@ class Ring(Owner):
         self._fd = os.dup(ring.fd)
         self._poll = select.epoll()
         self._poll.register(self._fd, select.EPOLLIN)
+        # Readable once the ring is closed: epoll wakes nobody because a descriptor is given back.
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll.register(self._closing, select.EPOLLIN)
+        self._lock = threading.RLock()
+        # Who still needs the descriptors; after the close the last of them gives them back.
+        self._users = 0
         _open_rings[self._id] = self
 
     # What is there
@@ -257,9 +268,15 @@ class Ring(Owner):
 
         Args:
             timeout: In seconds; None for as long as it takes, 0 to look only.
+
+        Raises:
+            BpfError: The ring is closed, or was by another thread meanwhile.
         """
+        with self._using():
+            return self._wait(None if timeout is None else time.monotonic() + timeout)
+
+    def _wait(self, deadline: float | None) -> bool:
         self._settle()
-        deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ready():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -321,20 +338,72 @@ class Ring(Owner):
     # Life
 
     def close(self) -> None:
-        """Unmap the ring and stop waiting; arrays that were handed out stay. Closing twice is no error."""
+        """Unmap the ring; arrays that were handed out stay. Closing twice is no error.
+
+        Who waits for it, in another thread or task, gets `BpfError`.
+        """
         if self._memory is None:
             return
         self._settle()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.get_loop().remove_reader(self._fd)
-            self._waiter.set_exception(self._closed())
-        self._memory = None
+        with self._lock:
+            self._memory = None
+            _open_rings.pop(self._id, None)
+            if self._forked:
+                # A child of a fork: who waits does so in the parent, and shares the eventfd.
+                self._users, self._waiter = 0, None
+            self._fail_waiter()
+            if self._users:
+                os.eventfd_write(self._closing, 1)
+            else:
+                self._release()
+
+    def _fail_waiter(self) -> None:
+        """Tell the task that waits for this ring that it is closed, from whatever thread."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        loop = waiter.get_loop()
+        if _running_loop() is loop or not loop.is_running():
+            self._fail(waiter)
+            return
+        self._users += 1
+        loop.call_soon_threadsafe(self._fail_and_leave, waiter)
+
+    def _fail(self, waiter: asyncio.Future[None]) -> None:
+        waiter.get_loop().remove_reader(self._fd)
+        if not waiter.done():
+            waiter.set_exception(self._closed())
+
+    def _fail_and_leave(self, waiter: asyncio.Future[None]) -> None:
+        self._fail(waiter)
+        self._leave()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """Keep the descriptors while they are waited on."""
+        with self._lock:
+            self._mapped()
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._memory is None and self._users <= 0:
+                self._release()
+
+    def _release(self) -> None:
+        if self._fd < 0:
+            return
         self._poll.close()
-        os.close(self._fd)
-        self._fd = -1
+        for fd in (self._fd, self._closing):
+            os.close(fd)
+        self._fd = self._closing = -1
         if self._lost is not None:
             self._lost.close()
-        _open_rings.pop(self._id, None)
 
     def __enter__(self) -> Self:
         return self
@@ -343,8 +412,9 @@ class Ring(Owner):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            _syscall.closed_quietly(self._fd)
+        for fd in (getattr(self, "_fd", -1), getattr(self, "_closing", -1)):
+            if fd >= 0:
+                _syscall.closed_quietly(fd)
 
     def __repr__(self) -> str:
         return f"<Ring {self.name!r}: {self.size} bytes, {self.dtype or 'records of any size'}>"
@@ -369,6 +439,16 @@ def _typed(records: npt.NDArray[np.void], dtype: np.dtype[Any]) -> Array:
         return records.view(dtype)
     base, inner = dtype.subdtype
     return records.view(base).reshape(len(records), *inner)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if any."""
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno as errnos
 import mmap
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from hookline.bpf._errors import BpfError, failure
 from hookline.bpf._maps._ring_memory import HEADER_BYTES, Fences
 from hookline.bpf._owner import Owner
-from hookline.bpf._types._codec import canonical
+from hookline.bpf._types._codec import encode_rows, layout
 
 if TYPE_CHECKING:
     from hookline.bpf._maps._map import Map
@@ -36,7 +37,7 @@ class UserRing(Owner):
         dtype: What each record is.
 
     Raises:
-        BpfError: The map is no such ring, or cannot be mapped.
+        BpfError: The map is no such ring, or cannot be mapped, or there can be no such records.
     """
 
     def __init__(self, ring: Map, dtype: npt.DTypeLike) -> None:
@@ -44,7 +45,9 @@ class UserRing(Owner):
             raise BpfError(f"map {ring.name!r} is no user ring", why=f"it is a {ring.type}")
         self.name = ring.name
         self.size = ring.max_entries
-        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.dtype: np.dtype[Any] = layout(dtype, f"the records of user ring {self.name!r}")
+        if not self.dtype.itemsize:
+            raise BpfError(f"the records of user ring {self.name!r} cannot have 0 bytes", why=f"{self.dtype}")
         self._stride = (self.dtype.itemsize + HEADER_BYTES + 7) // 8 * 8
         self._fences = Fences()
         page = mmap.PAGESIZE
@@ -65,24 +68,19 @@ class UserRing(Owner):
         self._memory()
         return int((self.size - (self._producer.value - self._consumer.value)) // self._stride)
 
-    def write(self, records: npt.ArrayLike) -> int:
+    def write(self, records: npt.ArrayLike | Sequence[Any]) -> int:
         """Write records; returns how many found room, the first ones of those given.
 
         A program that is waiting to be run is not: run it, or attach it to what happens anyway.
 
         Args:
-            records: An array of the ring's dtype and shape ``(n,)``, or what NumPy can make one of.
+            records: An array of the ring's dtype and shape ``(n,)``, or a sequence of such values as `Map.put` takes.
 
         Raises:
-            BpfError: They are no such records.
+            BpfError: One of them does not fit the dtype; none is written.
         """
         data = self._memory()
-        given = np.asarray(records) if isinstance(records, np.ndarray) else np.array(records, self.dtype)
-        if given.dtype != self.dtype or given.ndim != 1:
-            raise BpfError(
-                f"the records for user ring {self.name!r} do not fit",
-                why=f"they are {given.dtype} of shape {given.shape}, and {self.dtype} of one dimension is wanted",
-            )
+        given = encode_rows(self.dtype, records, f"the records for user ring {self.name!r}")
         count = min(len(given), self.room)
         self._fences.acquire()
         position = self._producer.value
@@ -92,7 +90,7 @@ class UserRing(Owner):
         target: npt.NDArray[Any] = np.ndarray(
             (count,), f"V{size}", data, place + HEADER_BYTES, (self._stride,)
         )
-        target[...] = canonical(given[:count]).view(f"V{size}")
+        target[...] = given[:count].view(np.uint8).reshape(count, size).view(f"V{size}").reshape(count)
         self._fences.release()
         self._producer.value = position + count * self._stride
         return count

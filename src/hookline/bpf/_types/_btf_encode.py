@@ -14,7 +14,8 @@ __all__ = ["Encoder"]
 _HEADER = struct.Struct("=HBBIIIII")
 _MAGIC = 0xEB9F
 _SIGNED, _BOOL = 1, 4
-_C_NAMES = {"u": "__u{}", "i": "__s{}", "f": "float{}"}
+_C_NAMES = {"u": "__u{}", "i": "__s{}"}
+_FLOATS = {4: "float", 8: "double"}
 
 
 class Encoder:
@@ -28,8 +29,8 @@ class Encoder:
     def add(self, dtype: np.dtype[Any]) -> int:
         """Add a dtype and return its number, or 0 where BTF or the kernel has no way to say it.
 
-        These are members that overlap without all beginning at 0, floating-point numbers out of line, and members
-        with names that are none in C.
+        These are structs whose members overlap without all beginning at 0, or have names that are none in C. Numbers
+        that BTF cannot say, such as those of another byte order, are bytes in it: never a wrong number.
         """
         if dtype not in self._known:
             self._known[dtype] = self._make(dtype)
@@ -52,40 +53,38 @@ class Encoder:
             return self._structure(dtype)
         if dtype.kind == "S":
             return self._array(self._integer("char", 1, _SIGNED), dtype.itemsize)
-        if dtype.kind == "V":
-            return self._array(self.add(np.dtype("u1")), dtype.itemsize)
         if dtype.kind == "b":
             return self._integer("_Bool", 1, _BOOL)
-        if dtype.kind == "f":
-            return self._type(
-                {4: "float", 8: "double"}.get(dtype.itemsize, "half"), Kind.FLOAT, 0, dtype.itemsize
-            )
-        if dtype.kind in "iu":
+        if dtype.kind == "f" and dtype.isnative and dtype.itemsize in _FLOATS:
+            return self._type(_FLOATS[dtype.itemsize], Kind.FLOAT, 0, dtype.itemsize)
+        if dtype.kind in "iu" and dtype.isnative:
             name = _C_NAMES[dtype.kind].format(dtype.itemsize * 8)
             return self._integer(name, dtype.itemsize, _SIGNED if dtype.kind == "i" else 0)
-        return 0
+        return self._bytes(dtype.itemsize)
 
     def _structure(self, dtype: np.dtype[Any]) -> int:
-        fields = [(name, dtype[name], _offset(dtype, name)) for name in dtype.names or ()]
+        # The kernel wants them in this order.
+        fields = sorted(
+            ((name, dtype[name], _offset(dtype, name)) for name in dtype.names or ()),
+            key=lambda field: field[2],
+        )
         is_union = len(fields) > 1 and not any(offset for _, _, offset in fields)
         offsets = [offset for _, _, offset in fields]
         ends = [0, *(offset + inner.itemsize for _, inner, offset in fields)]
         overlaps = any(offset < end for offset, end in zip(offsets, ends, strict=False))
         members = b""
         for name, inner, offset in fields:
-            made = self.add(inner)
+            # The kernel takes no floating-point number out of line.
             crooked = inner.kind == "f" and offset % inner.itemsize
-            if (
-                not made
-                or crooked
-                or not name.isidentifier()
-                or not name.isascii()
-                or (overlaps and not is_union)
-            ):
+            made = self._bytes(inner.itemsize) if crooked else self.add(inner)
+            if not made or not name.isidentifier() or not name.isascii() or (overlaps and not is_union):
                 return 0
             members += struct.pack("=III", self._text(name), made, offset * 8)
         kind = Kind.UNION if is_union else Kind.STRUCT
         return self._type("", kind, len(fields), dtype.itemsize, members)
+
+    def _bytes(self, size: int) -> int:
+        return self._array(self.add(np.dtype("u1")), size)
 
     def _array(self, element: int, length: int) -> int:
         if not element:
