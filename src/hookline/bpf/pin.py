@@ -18,7 +18,17 @@ from hookline.bpf._arguments import c_text, path_text
 from hookline.bpf._errors import BpfError, NotPermitted, failure
 from hookline.bpf._syscall import Command
 
-__all__ = ["BPFFS", "TRACEFS", "directory", "ensure_bpffs", "ensure_tracefs", "get", "put", "remove"]
+__all__ = [
+    "BPFFS",
+    "TRACEFS",
+    "directory",
+    "ensure_bpffs",
+    "ensure_tracefs",
+    "get",
+    "location",
+    "put",
+    "remove",
+]
 
 BPFFS = Path("/sys/fs/bpf")
 TRACEFS = Path("/sys/kernel/tracing")
@@ -41,7 +51,7 @@ def directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         BpfError: It is not under a mounted bpffs.
     """
-    wanted = _place(path)
+    wanted = location(path)
     existing = _existing(wanted)
     if _magic(existing) != _MAGIC["bpf"]:
         raise BpfError(
@@ -56,13 +66,32 @@ def directory(path: str | os.PathLike[str]) -> Path:
     return wanted
 
 
+def location(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a pin, there or not.
+
+    Raises:
+        BpfError: bpffs takes no such name: it has a dot, which the kernel refuses without a reason (EPERM).
+    """
+    place = Path(path_text(path, "pin")).absolute()
+    existing = _existing(place)
+    dotted = [name for name in place.relative_to(existing).parts if "." in name]
+    if dotted and _magic(existing) == _MAGIC["bpf"]:
+        raise BpfError(
+            f"{place} cannot be a pin",
+            errno=errnos.EINVAL,
+            why=f"bpffs takes no names with a dot, as {dotted[0]!r} is",
+            remedy="write another character in its place",
+        )
+    return place
+
+
 def put(fd: int, path: str | os.PathLike[str], what: str) -> Path:
     """Pin a descriptor's object at a path; parents are made.
 
     Raises:
         BpfError: The path is taken, or is not in bpffs.
     """
-    place = _place(path)
+    place = location(path)
     directory(place.parent)
     name = c_text(place, "pin")
     result = _syscall.call(Command.OBJ_PIN, _syscall.attributes("QII", _syscall.address(name), fd, 0))
@@ -88,7 +117,7 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
     Raises:
         BpfError: Nothing is pinned there, or something else is.
     """
-    place = _place(path)
+    place = location(path)
     name = c_text(place, "pin")
     result = _syscall.call(Command.OBJ_GET, _syscall.attributes("QII", _syscall.address(name), 0, 0))
     if result == -errnos.ENOENT:
@@ -105,24 +134,9 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
 def remove(path: str | os.PathLike[str]) -> None:
     """Remove a pin; what it kept alive goes with the last reference. A pin that is gone is no error."""
     try:
-        _place(path).unlink(missing_ok=True)
+        location(path).unlink(missing_ok=True)
     except OSError as error:
         raise failure(error.errno or 0, f"cannot remove the pin {path}", capability="CAP_SYS_ADMIN") from None
-
-
-def _place(path: str | os.PathLike[str]) -> Path:
-    """An absolute path, without names that bpffs would refuse with no reason (EPERM)."""
-    place = Path(path_text(path, "pin")).absolute()
-    existing = _existing(place)
-    dotted = [name for name in place.relative_to(existing).parts if "." in name]
-    if dotted and _magic(existing) == _MAGIC["bpf"]:
-        raise BpfError(
-            f"{place} cannot be a pin",
-            errno=errnos.EINVAL,
-            why=f"bpffs takes no names with a dot, as {dotted[0]!r} is",
-            remedy="write another character in its place",
-        )
-    return place
 
 
 def _existing(path: Path) -> Path:

@@ -52,6 +52,14 @@ def attached(wire: Wire) -> tuple[str, ...]:
             "of type xdp, and the hook takes sched_cls",
         ),
         ("on_switch", lambda p: p.attach_raw_tracepoint("sched_switch\0x"), "zero byte"),
+        (
+            "xdp_pass",
+            lambda p: p.attach_raw_tracepoint("sched_switch"),
+            "of type xdp, and the hook takes raw",
+        ),
+        ("whole", lambda p: p.attach_socket(1 << 40), "it is closed"),
+        ("whole", lambda p: p.attach_socket_of(1 << 40, 0), "1099511627776 is no process"),
+        ("whole", lambda p: p.attach_socket_of(os.getpid(), 1 << 40), "1099511627776 is no descriptor"),
     ],
 )
 def test_nothing_is_attached(
@@ -88,6 +96,11 @@ def test_one_neighbour(loaded: bpf.Object, wire: Wire) -> None:
         before = attached(wire)
         with pytest.raises(bpf.BpfError, match="takes one neighbour"):
             goes_on.attach_tc("near", "ingress", before=link, after=ends)
+        with loaded.programs["tc_drop"].attach_tc("far", "ingress") as far:
+            assert isinstance(far, bpf.Link)
+            for absent in (far, loaded.programs["tc_drop"]):
+                with pytest.raises(bpf.BpfError, match="is not on this hook; nothing was changed"):
+                    goes_on.attach_tc("near", "ingress", before=absent)
         assert attached(wire) == before
 
 
@@ -166,6 +179,12 @@ def test_what_is_no_cgroup(hooked: Open) -> None:
         ("perf_event", lambda p: p.attach_perf_event(cpus=[]), "no CPU was given.*None stands for all"),
         ("perf_event", lambda p: p.attach_perf_event(cpus=[0, 99]), "CPU 99 is not there"),
         ("perf_event", lambda p: p.attach_perf_event(frequency_hz=9, period=9), "both were given"),
+        (
+            "connect4",
+            lambda p: p.attach_cgroup(bpf.cgroup_folder(), -1),
+            "-1 is no hook of a cgroup.*connect4",
+        ),
+        ("perf_event", lambda p: p.attach_perf_event(frequency_hz=1 << 62), "at most.*sample_rate"),
         ("perf_event", lambda p: p.attach_perf_event(frequency_hz=-9), "-9 is no frequency"),
         ("perf_event", lambda p: p.attach_perf_event(period=-1), "-1 is no period"),
         ("perf_event", lambda p: p.attach_perf_event(cookie=1 << 64), "is no cookie.*from 0 to"),
@@ -191,6 +210,19 @@ def test_a_kind_is_for_sk_skb_alone(hooked: Open) -> None:
     hook = hooked("sk_msg")
     with pytest.raises(bpf.BpfError, match="kinds are those of sk_skb"):
         hook.program.attach_sockmap(hook.object.maps["sockets"], "verdict")
+
+
+def test_an_iterator_of_something_else(hooked: Open, loaded: bpf.Object) -> None:
+    """The kernel took a map's descriptor for a thread's number."""
+    tasks, entries = hooked("iter_task").program, hooked("iter_map").program
+    with pytest.raises(bpf.BpfError, match=r"over one map: an iterator of task takes process or thread"):
+        tasks.attach_iterator(map=loaded.maps["words_hash"])
+    with pytest.raises(bpf.BpfError, match="over one process: an iterator of bpf_map_elem takes map"):
+        entries.attach_iterator(process=os.getpid())
+    with pytest.raises(bpf.BpfError, match="an iterator of tcp takes no target"):
+        hooked("iter_tcp").program.attach_iterator(process=os.getpid())
+    with pytest.raises(bpf.BpfError, match="does not iterate over a ringbuf"):
+        entries.attach_iterator(map=loaded.maps["ring"])
 
 
 # Pins
@@ -222,6 +254,9 @@ def test_a_name_that_bpffs_takes_not(loaded: bpf.Object, pins: Path, tmp_path: P
             with pytest.raises(bpf.BpfError, match="no names with a dot") as caught:
                 refused(place)
             assert not isinstance(caught.value, bpf.NotPermitted)
+        for refused_group in (bpf.LinkGroup.from_pin, bpf.LinkGroup([]).pin):
+            with pytest.raises(bpf.BpfError, match="no names with a dot"):
+                refused_group(place)
     for refused in (words.pin, bpf.Map.from_pin, bpf.pin.remove, bpf.pin.directory):
         with pytest.raises(bpf.BpfError, match="zero byte"):
             refused(pins / "words\0more")

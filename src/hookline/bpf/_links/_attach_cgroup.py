@@ -117,6 +117,8 @@ def attach_cgroup(program: ProgramHandle, path: str | os.PathLike[str], attach_t
     """Make a cgroup link; see `Program.attach_cgroup`."""
     where = f"cgroup {os.fspath(path)}"
     expect_type(program, where, *CGROUP_TYPES)
+    if attach_type is not None and attach_type not in CGROUP_HOOKS.values():
+        raise BpfError(f"{attach_type} is no hook of a cgroup", remedy=f"there are {', '.join(CGROUP_HOOKS)}")
     kind = attach_type if attach_type is not None else program.expected_attach_type
     kind = _ONLY_HOOK.get(program.type, kind)
     if kind is None or (attach_type is None and program.section == "cgroup/skb"):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from hookline.bpf import _syscall
-from hookline.bpf._arguments import one_of
+from hookline.bpf._arguments import number, one_of, process_number
 from hookline.bpf._errors import BpfError, LinkChanged, failure
 from hookline.bpf._links._group import HeldByTarget
 from hookline.bpf._links._link import Link, create, expect_type
@@ -143,8 +143,9 @@ def attach_socket_of(program: ProgramHandle, pid: int, fd: int) -> SocketAttachm
     """Attach to another process's socket; see `Program.attach_socket_of`."""
     what = f"socket {fd} of process {pid}"
     expect_type(program, what, *_OPTIONS)
+    number(fd, "descriptor", 0, (1 << 31) - 1)
     try:
-        process = os.pidfd_open(pid)
+        process = os.pidfd_open(process_number(pid))
     except OSError as error:
         raise BpfError(f"there is no process {pid}", errno=error.errno or 0) from None
     inode: int | None = None
@@ -245,5 +246,5 @@ def _fetch(process: int, fd: int) -> int:
 def _inode(fd: int) -> int | None:
     try:
         return os.fstat(fd).st_ino
-    except OSError:
+    except (OSError, OverflowError):
         return None

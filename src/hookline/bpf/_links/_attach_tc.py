@@ -63,7 +63,7 @@ def attach_tc(
         elif answer is not features.Answer.YES:
             return _attach_clsact(program, index, direction, priority, pin)
     what = f"cannot attach program {program.name!r} to {_syscall.interface_name(index)}'s {direction}"
-    raise _refusal(-made, what, expected_revision)
+    raise _refusal(-made, what, expected_revision, before if before is not None else after)
 
 
 def attach_netkit(
@@ -103,7 +103,7 @@ def attach_netkit(
             why=f"{name} is the pair's peer, and both ends are managed at the primary",
             remedy='name the primary device; end="peer" says which direction',
         )
-    raise _refusal(-made, what, expected_revision)
+    raise _refusal(-made, what, expected_revision, before if before is not None else after)
 
 
 def link_at_interface(
@@ -165,7 +165,7 @@ def _pinned(link: Link, place: str | os.PathLike[str] | None) -> Link:
     return link
 
 
-def _refusal(errno: int, what: str, expected_revision: int) -> BpfError:
+def _refusal(errno: int, what: str, expected_revision: int, neighbour: Place) -> BpfError:
     if errno == errnos.ESTALE:
         return LinkChanged(
             what,
@@ -175,4 +175,10 @@ def _refusal(errno: int, what: str, expected_revision: int) -> BpfError:
         )
     if errno == errnos.EEXIST:
         return BpfError(what, errno=errno, why="the program is on this hook already; nothing was changed")
+    if neighbour is not None and neighbour != "all" and errno in (errnos.ENOENT, errnos.EINVAL):
+        return BpfError(
+            what,
+            errno=errno,
+            why=f"{neighbour!r}, which it is to run before or after, is not on this hook; nothing was changed",
+        )
     return failure(errno, what, capability="CAP_NET_ADMIN CAP_BPF")

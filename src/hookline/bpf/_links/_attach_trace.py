@@ -71,6 +71,7 @@ _SYSTEM_CALL_PREFIX = {
 
 def attach_raw_tracepoint(program: ProgramHandle, name: str) -> Link:
     """Make a raw tracepoint link; see `Program.attach_raw_tracepoint`."""
+    expect_type(program, f"the raw tracepoint {name!r}", "raw_tracepoint", "raw_tracepoint_writable")
     text = c_text(name, "raw tracepoint")
     attr = _syscall.attributes("QI4x", _syscall.address(text), program.fd)
     result = _syscall.call(Command.RAW_TRACEPOINT_OPEN, attr)
@@ -299,6 +300,13 @@ def attach_perf_event(
     number(period, "period", 0, (1 << 63) - 1)
     if not (frequency_hz or period):
         frequency_hz, period = (100, 0) if event in _CLOCKS else (0, 1)
+    if frequency_hz > _highest_rate_hz():
+        raise BpfError(
+            what,
+            errno=errnos.EINVAL,
+            why=f"the kernel samples {_highest_rate_hz()} times per second at most",
+            remedy="sysctl kernel.perf_event_max_sample_rate sets that",
+        )
     chosen = _cpus(cpus, what)
     process = -1 if pid is None else process_number(pid)
     with ExitStack() as undo:
@@ -316,6 +324,10 @@ def attach_perf_event(
             links.append(undo.enter_context(link_event(program, opened, where, cookie)))
         undo.pop_all()
     return LinkGroup(links)
+
+
+def _highest_rate_hz() -> int:
+    return int(Path("/proc/sys/kernel/perf_event_max_sample_rate").read_text())
 
 
 def _cpus(given: Sequence[int] | None, what: str) -> list[int]:

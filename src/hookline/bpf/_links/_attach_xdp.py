@@ -42,6 +42,10 @@ def attach_xdp(program: ProgramHandle, interface: str | int, mode: Literal["auto
     if -result in (errnos.EBUSY, errnos.EEXIST):
         raise _occupied(-result, what, index, name)
     remedy = ""
+    if program.expected_attach_type in (AttachType.XDP_DEVMAP, AttachType.XDP_CPUMAP):
+        raise BpfError(
+            what, errno=-result, why="it was loaded for the entries of a map", remedy="put it into the map"
+        )
     if mode in ("native", "offload") and result != -errnos.EPERM:
         remedy = "its driver may not support this mode: use mode auto or generic"
     raise failure(-result, what, capability="CAP_NET_ADMIN CAP_BPF", remedy=remedy)

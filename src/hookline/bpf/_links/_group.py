@@ -44,7 +44,7 @@ class LinkGroup(Owner):
         Raises:
             BpfError: There is no such folder, or something else than links is in it.
         """
-        folder = Path(path).absolute()
+        folder = pin.location(path)
         if not folder.is_dir():
             raise BpfError(f"{folder} is no folder of pinned links", errno=2)
         links: list[Link] = []
@@ -74,7 +74,7 @@ class LinkGroup(Owner):
             BpfError: The path is taken, or not in bpffs; or the links are pinned already.
         """
         refuse_second_pin(self, *self.links)
-        folder = Path(path).absolute()
+        folder = pin.location(path)
         if folder.exists():
             raise BpfError(f"cannot pin the links at {folder}", errno=17, why="something is pinned there")
         try:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["CgroupOrder", "Iterator", "attach_iterator"]
 
 CgroupOrder = Literal["self", "descendants", "descendants-last", "ancestors"]
+_TAKES = {
+    "bpf_map_elem": ("map",),
+    "bpf_sk_storage_map": ("map",),
+    "cgroup": ("cgroup",),
+    "task": ("process", "thread"),
+    "task_file": ("process", "thread"),
+    "task_vma": ("process", "thread"),
+}
 _ORDERS = {"self": 1, "descendants": 2, "descendants-last": 3, "ancestors": 4}
 
 
@@ -63,8 +71,8 @@ def attach_iterator(
     """Make an iterator's link; see `Program.attach_iterator`."""
     where = program.section or "its iterator"
     expect_type(program, where, "tracing")
-    if sum(target is not None for target in (map, process, thread, cgroup)) > 1:
-        raise BpfError(f"program {program.name!r} cannot iterate over more than one of its targets")
+    given = {"map": map, "process": process, "thread": thread, "cgroup": cgroup}
+    _check_target(program, [name for name, target in given.items() if target is not None])
     how = one_of(_ORDERS, order, "order of cgroups")
     opened = -1
     if map is not None:
@@ -93,11 +101,27 @@ def attach_iterator(
     finally:
         if opened >= 0:
             os.close(opened)
-    if result in (-errnos.EINVAL, -errnos.EBADF) and "map" in program.section and map is None:
+    if result in (-errnos.EINVAL, -errnos.EBADF) and "map" in program.section:
         raise BpfError(
             f"cannot attach program {program.name!r} to {where}",
             errno=-result,
-            why="it iterates over the entries of one map",
-            remedy="say which: attach_iterator(map=…)",
+            why="it iterates over the entries of one map"
+            if map is None
+            else f"it does not iterate over a {map.type}, or not with these sizes of keys and values",
+            remedy="say which: attach_iterator(map=…)" if map is None else "",
         )
     return Iterator(made(result, program, where))
+
+
+def _check_target(program: ProgramHandle, given: list[str]) -> None:
+    """The kernel would take a map's descriptor for a thread's number, or ignore what it does not expect."""
+    if len(given) > 1:
+        raise BpfError(f"program {program.name!r} cannot iterate over more than one of its targets")
+    kind = program.section.partition("/")[2]
+    takes = _TAKES.get(kind, ())
+    if kind and given and given[0] not in takes:
+        raise BpfError(
+            f"program {program.name!r} cannot iterate over one {given[0]}",
+            errno=errnos.EINVAL,
+            why=f"an iterator of {kind} takes {' or '.join(takes) if takes else 'no target'}",
+        )
