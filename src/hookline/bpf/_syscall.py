@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno as errnos
+import operator
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from enum import IntEnum, IntFlag
+from typing import SupportsIndex
 
 from hookline.bpf._errors import BpfError, failure
 
@@ -267,7 +269,9 @@ def _out_of_range(layout: str, values: tuple[int, ...]) -> BpfError:
     """The error for a number that the kernel's field does not hold."""
     for code, value in zip(re.findall("[IQ]", layout), values, strict=True):
         bits = 32 if code == "I" else 64
-        if not 0 <= value < 1 << bits:
+        if not isinstance(value, SupportsIndex):
+            return BpfError(f"{value!r} is no whole number", errno=errnos.EINVAL)
+        if not 0 <= operator.index(value) < 1 << bits:
             break
     return BpfError(
         f"{value} is out of range",

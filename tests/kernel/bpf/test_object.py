@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import resource
 import struct
@@ -17,6 +18,7 @@ from elftools.elf.elffile import ELFFile
 
 from hookline import bpf
 from hookline.bpf._objects._elf import validate
+from hookline.bpf._syscall import PROGRAM_TYPES, name_of
 from hookline.bpf._types._btf import Kind
 from tests.kernel.bpf.conftest import descriptors
 
@@ -342,3 +344,72 @@ def test_a_closed_object_says_so(kinds: Path) -> None:
     with pytest.raises(bpf.BpfError, match="cannot be set any more: the object is closed"):
         obj.constants["port_min"] = 1
     assert obj.constants["port_min"] == 1024
+
+
+BITS = """
+#include "types.h"
+struct bits { __u32 low : 3, high : HIGH, rest : 24; __u32 plain; };
+struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, __u32); __type(value, struct bits); __uint(max_entries, 8); }
+held SEC(".maps");
+const volatile struct bits wanted;
+struct bits flags;
+__u32 runs;
+SEC("xdp") int fine(struct xdp_md *ctx)
+{
+	__u32 key = 0;
+	runs++;
+	flags.low = wanted.low;
+	return bpf_map_lookup_elem(&held, &key) ? 1 : 2;
+}
+"""
+
+
+def test_a_map_with_bitfields_is_reused(compiled: Callable[..., Path]) -> None:
+    same = compiled(BITS, "-g", "-DHIGH=5")
+    other = compiled(BITS, "-g", "-DHIGH=4")
+    with bpf.Object.open(same) as first, bpf.Object.open(same) as second, bpf.Object.open(other) as third:
+        first.load()
+        second.reuse("held", first.maps["held"])
+        with bpf.Map.from_id(first.maps["held"].id) as adopted:
+            second.reuse("held", adopted)
+        assert second.load().maps["held"].id == first.maps["held"].id
+        with pytest.raises(bpf.ObjectError, match="laid out differently"):
+            third.reuse("held", first.maps["held"])
+
+
+def test_a_variable_with_bitfields_leaves_the_others_readable(compiled: Callable[..., Path]) -> None:
+    with bpf.Object.open(compiled(BITS, "-g", "-DHIGH=5")) as obj:
+        with pytest.raises(bpf.BpfError, match="takes 8 raw bytes"):
+            obj.constants["wanted"] = 5
+        obj.constants["wanted"] = struct.pack("=II", 5 | 9 << 3, 0)
+        obj.load().programs["fine"].test_run(bytes(64), repeat=3)
+        variables = obj.maps[".bss"][0]
+        assert variables["runs"] == 3
+        assert variables["flags"].tobytes() == struct.pack("=II", 5, 0)
+        assert obj.constants["wanted"].tobytes() == struct.pack("=II", 5 | 9 << 3, 0)
+
+
+def test_what_is_no_value_is_refused_by_name(kinds: Path) -> None:
+    data = kinds.read_bytes()
+    with bpf.Object.open(bytearray(data)) as obj:
+        assert obj.name == "object"
+        for refused, said in (
+            (lambda: bpf.Object.open("a\0b"), "cannot read"),
+            (lambda: bpf.Object.open(data, log_level=-1), "no log level -1"),
+            (lambda: bpf.Object.open(data, log_level=8), "no log level 8"),
+            (lambda: obj.expect_attach_type("xdp_pass", -1), "no attach type -1"),
+            (lambda: obj.expect_attach_type("xdp_pass", 1 << 32), "no attach type"),
+            (lambda: obj.set_attach_target("xdp_pass", "schedule\0x"), "it is no name"),
+            (lambda: bpf.features.helper("xdp", 1 << 31), "no helper 2147483648"),
+            (lambda: bpf.features.native_xdp(-1), "no interface -1"),
+        ):
+            with pytest.raises(bpf.BpfError, match=said):
+                refused()
+    assert name_of(PROGRAM_TYPES, -1) == "type -1"
+
+
+def test_an_object_has_any_name_that_a_file_has(kinds: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xe9.bpf.o")
+    path.write_bytes(kinds.read_bytes())
+    with bpf.Object.open(path) as obj:
+        assert obj.programs

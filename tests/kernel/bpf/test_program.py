@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,32 @@ def test_bad_trial_runs(loaded: bpf.Object) -> None:
         loaded.programs["add"].test_run(ingress="lo")
     with pytest.raises(bpf.BpfError, match="cannot run program"):
         loaded.programs["xdp_pass"].test_run(PACKET, context=bytes(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"data": None}, "its packet is not bytes"),
+        ({"data": 64}, "its packet is not bytes"),
+        ({"data": PACKET, "context": "text"}, "its context is not bytes"),
+        ({"data": PACKET, "repeat": -1}, "-1 is out of range: the kernel takes 32 bits here"),
+        ({"data": PACKET, "repeat": 1 << 32}, "4294967296 is out of range"),
+        ({"data": PACKET, "repeat": 1.5}, "1.5 is no whole number"),
+        ({"data": PACKET, "ingress": -1}, "no interface -1"),
+        ({"data": PACKET, "ingress": 1 << 40}, "no interface 1099511627776"),
+        ({"data": PACKET, "ingress": "a\0b"}, "no interface"),
+    ],
+)
+def test_trial_runs_refuse_by_name(loaded: bpf.Object, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(bpf.BpfError, match=said):
+        loaded.programs["xdp_pass"].test_run(**arguments)
+
+
+def test_trial_runs_take_any_bytes(loaded: bpf.Object) -> None:
+    program = loaded.programs["xdp_pass"]
+    packets: tuple[Any, ...] = (bytearray(PACKET), memoryview(PACKET), np.frombuffer(PACKET, "u1"))
+    for packet in packets:
+        assert program.test_run(packet).data == PACKET
 
 
 def test_big_packets_and_repeats(loaded: bpf.Object) -> None:

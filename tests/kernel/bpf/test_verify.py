@@ -27,6 +27,8 @@ SAID = {
     "leaked_reference": ("not given back on every way out", "submit or discard"),
     "stack": ("bytes of stack together, and 512 is all", "per-CPU array"),
     "stack_frame": ("beyond the 512 bytes of stack", "per-CPU array"),
+    "stack_index": ("index of which the verifier does not know", "limit the index"),
+    "spill_size": ("less than its 64 bits", "keep pointers in pointers"),
     "null_value": ("may be NULL", r"if \(!value\) return"),
     "value_bounds": ("the value has 64 bytes", "limit the index"),
     "wrong_helper": (r"have no bpf_skb_store_bytes\(\)", "which types have it"),

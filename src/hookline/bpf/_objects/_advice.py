@@ -59,6 +59,18 @@ _RULES = [
         "the access is beyond the 512 bytes of stack that a function has",
         "keep large buffers in a per-CPU array of one entry, and look them up",
     ),
+    _Rule(
+        r"invalid (?:unbounded )?variable-offset (?:write to|read from|indirect access to) stack R\d+|"
+        r"R\d+ (?:unbounded )?variable-offset (?:write|read|indirect access) .*stack",
+        "an array on the stack is used at an index of which the verifier does not know that it is within the array",
+        "limit the index just before: if (index >= COUNT) return …; or, for powers of two, index &= COUNT - 1",
+    ),
+    _Rule(
+        r"invalid size of register (?:spill|fill)",
+        "a pointer is kept on the stack, or fetched from there, by less than its 64 bits: so is ctx->data in an int, or in a "
+        "volatile variable",
+        "keep pointers in pointers (void *data = (void *)(long)ctx->data); subtract pointers to get a length, in 64 bits",
+    ),
     # Things that are taken and given back
     _Rule(
         r"Unreleased reference id=\d+ alloc_insn=(?P<alloc>\d+)",

@@ -32,6 +32,7 @@ _Item = TypeVar("_Item")
 
 # The verifier's log; its pages take memory only once they are written.
 _LOG_BYTES = 64 << 20
+_LOG_LEVELS = 7
 
 
 class Constants(MutableMapping[str, Any]):
@@ -142,7 +143,13 @@ class Object(Owner):
             raise
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str] | bytes, *, name: str = "", log_level: int = 0) -> Self:
+    def open(
+        cls,
+        source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+        *,
+        name: str = "",
+        log_level: int = 0,
+    ) -> Self:
         """Open an object file, or the bytes of one. Nothing reaches the kernel yet.
 
         Args:
@@ -154,17 +161,20 @@ class Object(Owner):
         Raises:
             ObjectError: It is not an eBPF object for this machine, is damaged, has no BTF, or defines its
                 maps in the old style.
-            BpfError: libbpf is missing.
+            BpfError: libbpf is missing, or there is no such log level.
         """
-        if isinstance(source, bytes):
-            return cls(source, name or "object", log_level=log_level)
+        if not 0 <= log_level <= _LOG_LEVELS:
+            raise BpfError(f"there is no log level {log_level}", why="it is 0, or a sum of 1, 2 and 4")
+        if isinstance(source, bytes | bytearray | memoryview):
+            return cls(bytes(source), name or "object", log_level=log_level)
         path = Path(source)
         try:
             data = path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ObjectError(
                 f"cannot read {path}",
-                errno=error.errno or 0,
+                errno=getattr(error, "errno", 0),
+                why="" if isinstance(error, OSError) else str(error),
                 remedy="make ebpf-programs compiles Hookline's own",
             ) from None
         return cls(data, name or path.name.removesuffix(".o").removesuffix(".bpf"), log_level=log_level)
@@ -227,6 +237,10 @@ class Object(Owner):
         with self._lock:
             self._check_unloaded("the expected attach type cannot be set")
             _ = self.programs[program]
+            if not 0 <= attach_type < 1 << 31:
+                raise BpfError(
+                    f"there is no attach type {attach_type}", remedy="bpf.AttachType has the kernel's"
+                )
             self._library.bpf_program__set_expected_attach_type(self._program_handles[program], attach_type)
             self.programs[program].expected_attach_type = attach_type
 
@@ -244,6 +258,8 @@ class Object(Owner):
         with self._lock:
             self._check_unloaded(f"the target of program {program!r} cannot be set")
             _ = self.programs[program]
+            if "\0" in function:
+                raise BpfError(f"program {program!r} cannot attach to {function!r}", why="it is no name")
             with _libbpf.messages() as said:
                 result = self._library.bpf_program__set_attach_target(
                     self._program_handles[program], target.fd if target is not None else 0, function.encode()
@@ -332,7 +348,7 @@ class Object(Owner):
     def _open(self, name: str) -> int:
         options = _libbpf.OpenOptions(
             sz=ctypes.sizeof(_libbpf.OpenOptions),
-            object_name=name.encode(),
+            object_name=name.encode(errors="surrogateescape"),
             kernel_log_buf=_place(self._log),
             kernel_log_size=_LOG_BYTES,
             kernel_log_level=self._log_level,
@@ -494,9 +510,7 @@ class Object(Owner):
                 why = f"its {what} is {getattr(theirs, what)}, and {self.name} wants {getattr(ours, what)}"
                 break
         else:
-            if (wanted.key_dtype, wanted.value_dtype) == (existing.key_dtype, existing.value_dtype):
-                return
-            if not theirs.value_type_id:
+            if not theirs.value_type_id or _laid_out_alike(wanted, existing):
                 return
             why = "the members of its key or value are laid out differently"
         raise ObjectError(
@@ -516,6 +530,22 @@ class Object(Owner):
         definitions = {name: one.definition for name, one in self.maps.items()}
         log = _text(self._logs.get(_refusal.refused_program(said), self._log))
         return _refusal.explain(_refusal.Failure(self.name, errno, said, log, self._data, types, definitions))
+
+
+def _laid_out_alike(wanted: Map, existing: Map) -> bool:
+    """Whether keys and values have the same members at the same places."""
+    try:
+        return (wanted.key_dtype, wanted.value_dtype) == (existing.key_dtype, existing.value_dtype)
+    except BpfError:
+        # NumPy has no dtype for bitfields.
+        return _layouts(wanted.definition) == _layouts(existing.definition)
+
+
+def _layouts(definition: MapDefinition) -> tuple[object, object]:
+    types = definition.btf()
+    if types is None:
+        return None, None
+    return types.layout(definition.key_type_id), types.layout(definition.value_type_id)
 
 
 def _new_log() -> mmap.mmap:

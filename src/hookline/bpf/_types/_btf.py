@@ -8,7 +8,7 @@ one of strings. Sizes, offsets and padding of a dtype are exactly those that the
 - a struct is a structured dtype with explicit offsets; members of an anonymous struct or union appear as
   members of the outer one, as in C;
 - a union is a structured dtype whose members share their place; set one of them by a dict;
-- bitfields are refused by name.
+- bitfields are refused by name; a global variable that has some is raw bytes, so that the others can be read.
 """
 
 from __future__ import annotations
@@ -222,17 +222,17 @@ class Btf:
         """The dtype of a data section: one field per variable, only the volatile ones on request."""
         section = self[type_id]
         variables = [
-            (self[variable.type_id].name, self[variable.type_id].target, variable.offset)
+            variable
             for variable in section.members
             if not volatile or self.is_volatile(self[variable.type_id].target)
         ]
-        formats = [self.dtype(target, name) for name, target, _ in variables]
+        formats = [self._variable(variable) for variable in variables]
         try:
             return np.dtype(
                 {
-                    "names": [name for name, _, _ in variables],
+                    "names": [self[variable.type_id].name for variable in variables],
                     "formats": formats,
-                    "offsets": [offset for _, _, offset in variables],
+                    "offsets": [variable.offset for variable in variables],
                     "itemsize": section.size,
                 }
             )
@@ -240,6 +240,10 @@ class Btf:
             raise ObjectError(
                 f"the type information (BTF) of {section.name} is damaged", why=str(error)
             ) from None
+
+    def layout(self, type_id: int) -> object:
+        """How a type lies in memory, bitfields too: equal for types of the same members, whatever their own names."""
+        return self._laid_out(type_id, 0)
 
     def struct(self, name: str) -> np.dtype[Any]:
         """The dtype of a struct, union or typedef by its C name, such as a ring's record.
@@ -327,6 +331,37 @@ class Btf:
             for one in prototype.members
         ]
         return f"{self._spelt(prototype.target, depth + 1)}{name}({', '.join(parameters)})"
+
+    def _variable(self, variable: Member) -> np.dtype[Any]:
+        """The dtype of a section's variable; raw bytes where NumPy has none."""
+        found = self[variable.type_id]
+        try:
+            return self.dtype(found.target, found.name)
+        except ObjectError:
+            raise
+        except BpfError:
+            return np.dtype(f"V{variable.bits}")
+
+    def _laid_out(self, type_id: int, depth: int) -> object:
+        if depth > 64:
+            raise ObjectError("the type information (BTF) is damaged", why="a type contains itself")
+        _, found = self.resolve(type_id)
+        match found.kind:
+            case Kind.ARRAY:
+                return found.kind, found.count, self._laid_out(found.target, depth + 1)
+            case Kind.STRUCT | Kind.UNION | Kind.DATASEC:
+                return (
+                    found.kind,
+                    found.size,
+                    tuple(
+                        (one.name, one.offset, one.bits, self._laid_out(one.type_id, depth + 1))
+                        for one in found.members
+                    ),
+                )
+            case Kind.VAR:
+                return found.kind, found.name, self._laid_out(found.target, depth + 1)
+            case _:
+                return found.kind, found.size, found.signed, found.boolean, found.width
 
     def _build(self, type_id: int, where: str, depth: int) -> np.dtype[Any]:
         if depth > 64:

@@ -114,9 +114,11 @@ def number_of(helper: str | int) -> int:
     """A helper's number, by its name with or without ``bpf_``.
 
     Raises:
-        BpfError: There is none of that name; it says which is meant.
+        BpfError: There is none of that name (it says which is meant), or no helper can have that number.
     """
     if isinstance(helper, int):
+        if not 0 <= helper < 1 << 31:
+            raise BpfError(f"there is no helper {helper}", why="a helper's number is 0 to 2147483647")
         return helper
     name = helper.removeprefix("bpf_")
     if name not in NAMES:
