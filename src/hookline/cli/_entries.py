@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hookline.bpf import Map
 
 Document = dict[str, Any]
+_MOST_IN_AN_INTERVAL = 1 << 53
 # What has entries that only a program, or a reader of its own, can take out.
 _WITHOUT_ENTRIES = {
     "ringbuf": "its records go to one reader: bpf.Ring reads them",
@@ -74,7 +77,8 @@ def total(values: list[Any]) -> Any:
     if isinstance(first, list):
         return [total(list(column)) for column in zip(*values, strict=True)]
     if isinstance(first, int | float) and not isinstance(first, bool):
-        return sum(values)
+        # Numbers that one CPU counts up and another down go below 0 on the latter, which unsigned is near 2**64.
+        return sum(values) % (1 << 64) if sum(values) >= 1 << 64 and isinstance(first, int) else sum(values)
     return None
 
 
@@ -105,14 +109,46 @@ def text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def change(before: Any, now: Any) -> Any:
-    """By how much numbers grew, member by member; None for what is no number or did not change."""
+def growth(opened: Map, before: Document, now: Document) -> Any:
+    """By how much the numbers of an entry grew, member by member; of a per-CPU map the CPUs' growth together."""
+    if "cpus" not in now:
+        return change(before["value"], now["value"], opened.value_dtype)
+    pairs = zip(before["cpus"], now["cpus"], strict=True)
+    return _together([change(old, new, opened.value_dtype) for old, new in pairs])
+
+
+def change(before: Any, now: Any, dtype: np.dtype[Any]) -> Any:
+    """By how much numbers grew, member by member; None for what is no number, did not change, or was set anew.
+
+    A counter that has begun again at 0 behind its largest number grew all the same. Nothing grows by more than 2**53
+    between two looks: such a number was set anew, and has no rate.
+    """
+    dtype = dtype.base
     if isinstance(now, dict) and isinstance(before, dict):
-        found = {name: change(before.get(name), one) for name, one in now.items()}
+        found = {name: change(before.get(name), one, dtype[name]) for name, one in now.items()}
         return {name: one for name, one in found.items() if one is not None} or None
     if isinstance(now, list) and isinstance(before, list):
-        columns = [change(old, new) for old, new in zip(before, now, strict=False)]
+        columns = [change(old, new, dtype) for old, new in zip(before, now, strict=False)]
         return columns if any(one is not None for one in columns) else None
-    if isinstance(now, int | float) and not isinstance(now, bool) and isinstance(before, int | float):
-        return now - before if now != before else None
-    return None
+    if not (isinstance(now, int | float) and isinstance(before, int | float)) or isinstance(now, bool):
+        return None
+    grown = now - before
+    bits = 8 * dtype.itemsize
+    # A number of 32 bits may well grow by more than half of its range, one of 64 bits cannot.
+    if dtype.kind in "iu" and (bits == 64 or (bits == 32 and grown < 0)):
+        half = 1 << bits - 1
+        grown = (grown + half) % (2 * half) - half
+    return grown if 0 < abs(grown) <= _MOST_IN_AN_INTERVAL else None
+
+
+def _together(parts: list[Any]) -> Any:
+    """Changes added up, those that are none left out."""
+    parts = [part for part in parts if part is not None]
+    if not parts:
+        return None
+    if isinstance(parts[0], dict):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _together([part.get(name) for part in parts]) for name in names}
+    if isinstance(parts[0], list):
+        return [_together(list(column)) for column in zip(*parts, strict=True)]
+    return sum(parts)

@@ -93,7 +93,7 @@ def dump(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a map's entries, typed by its BTF; of a per-CPU map the sums over the CPUs.
+    """Show a map's entries, typed by its BTF; of a per-CPU map the sums over the CPUs, which the column says.
 
     What came without types, or has bitfields, is shown as bytes in hexadecimal.
 
@@ -126,8 +126,9 @@ def dump(
         ]
         print_table(("KEY", "CPU", "VALUE"), rows)
     else:
+        head = f"SUM OF {len(found[0]['cpus'])} CPUS" if cpus else "VALUE"
         print_table(
-            ("KEY", "VALUE"), [(_entries.text(one["key"]), _entries.text(one["value"])) for one in found]
+            ("KEY", head), [(_entries.text(one["key"]), _entries.text(one["value"])) for one in found]
         )
 
 
@@ -143,6 +144,8 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON document on each line.")] = False,
 ) -> None:
     """Show what changes in a map, each second: entries that come and go, and numbers with their rate a second.
+
+    Of a per-CPU map it is the sum over the CPUs. A number that was set anew, rather than counted, has no rate.
 
     \b
     Examples:
@@ -161,7 +164,7 @@ def watch(
             time.sleep(interval if end is None else max(0.0, min(interval, end - time.monotonic())))
             now, then = _snapshot(shown), looked
             looked = time.monotonic()
-            _print_changes(_changes(before, now, looked - then), as_json=as_json)
+            _print_changes(_changes(shown, before, now, looked - then), as_json=as_json)
             before = now
 
 
@@ -189,7 +192,8 @@ def update(
     if as_json:
         print_json(entry)
     else:
-        print(f"{key} is {_entries.text(entry['value'])}")
+        each = "cpus" in entry
+        print(f"{key} is {_entries.text(entry['cpus' if each else 'value'])}" + ", by CPU" * each)
 
 
 @app.command()
@@ -232,7 +236,7 @@ def _snapshot(opened: Map) -> dict[str, _loaded.Document]:
 
 
 def _changes(
-    before: dict[str, _loaded.Document], now: dict[str, _loaded.Document], elapsed: float
+    opened: Map, before: dict[str, _loaded.Document], now: dict[str, _loaded.Document], elapsed: float
 ) -> list[_loaded.Document]:
     """What is different; ``rate`` has a second's growth of the numbers that changed."""
     from hookline.cli import _entries
@@ -242,7 +246,7 @@ def _changes(
         if key not in before:
             found.append({"change": "added", **entry, "rate": None})
         elif entry != before[key]:
-            grown = _entries.change(before[key]["value"], entry["value"])
+            grown = _entries.growth(opened, before[key], entry)
             found.append({"change": "changed", **entry, "rate": _scaled(grown, elapsed)})
     found += [{"change": "removed", **entry, "rate": None} for key, entry in before.items() if key not in now]
     return found
@@ -270,4 +274,6 @@ def _print_changes(changes: list[_loaded.Document], *, as_json: bool) -> None:
         mark = {"added": "+", "changed": "~", "removed": "-"}[one["change"]]
         rate = f"  ({_entries.text(one['rate'])} a second)" if one["rate"] is not None else ""
         clock = time.strftime("%H:%M:%S", time.localtime(moment))
-        print(f"{clock} {mark} {_entries.text(one['key'])}: {_entries.text(one['value'])}{rate}", flush=True)
+        sum_of = f"sum of {len(one['cpus'])} CPUs " if "cpus" in one else ""
+        value = _entries.text(one["value"])
+        print(f"{clock} {mark} {_entries.text(one['key'])}: {sum_of}{value}{rate}", flush=True)

@@ -125,7 +125,7 @@ def test_tables_for_people(run: Callable[..., str], loaded: bpf.Object) -> None:
     loaded.maps["cpu_array"][3] = np.array(range(1, bpf.possible_cpus() + 1), "u4")
     total = sum(range(1, bpf.possible_cpus() + 1))
     lines = run("dump", loaded.maps["cpu_array"].id).splitlines()
-    assert lines[0].split() == ["KEY", "VALUE"]
+    assert lines[0].split() == ["KEY", "SUM", "OF", str(bpf.possible_cpus()), "CPUS"]
     assert lines[4].split() == ["3", str(total)]
     lines = run("dump", loaded.maps["cpu_array"].id, "--per-cpu").splitlines()
     assert lines[0].split() == ["KEY", "CPU", "VALUE"]
@@ -198,8 +198,53 @@ def test_rates_of_per_cpu_counters(run: Callable[..., str], loaded: bpf.Object) 
     shown = run("watch", loaded.maps["cpu_array"].id, "--interval", "0.2", "--seconds", "1.2")
     worker.join()
     (line,) = shown.splitlines()
-    assert " ~ 0: 500  (" in line
+    assert f" ~ 0: sum of {bpf.possible_cpus()} CPUs 500  (" in line
     assert line.endswith(" a second)")
+
+
+def test_a_number_that_is_set_anew_has_no_rate(read: Callable[..., Any], run: Callable[..., str]) -> None:
+    value = np.dtype([("count", "<u8"), ("short", "<u4"), ("state", "u1")])
+    with bpf.Map.create("array", value=value, max_entries=4) as made:
+        made[0] = (2**63 + 5, 2**32 - 10, 200)
+        made[1] = (2**64 - 10, 5, 3)
+        made[2] = (50, 0, 0)
+
+        def later() -> None:
+            made[0] = (5, 90, 100)
+            made[1] = (90, 5, 3)
+            made[2] = (30, 2**32 - 1, 0)
+
+        worker = threading.Timer(0.25, later)
+        worker.start()
+        lines = run("watch", made.id, "--interval", "0.2", "--seconds", "0.8", "--json").splitlines()
+        worker.join()
+    changes = [json.loads(line) for line in lines]
+    rates: dict[int, dict[str, float]] = {one["key"]: {} for one in changes}
+    for one in changes:
+        rates[one["key"]] |= one["rate"] or {}
+    signs = {key: {name: np.sign(rate) for name, rate in found.items()} for key, found in rates.items()}
+    assert signs == {0: {"short": 1, "state": -1}, 1: {"count": 1}, 2: {"count": -1, "short": 1}}
+    # 100 more within about 0.2 s, though the number is small again.
+    for rate in (rates[0]["short"], rates[1]["count"]):
+        assert 100 < rate < 2000
+
+
+def test_each_cpu_grows_by_itself(run: Callable[..., str]) -> None:
+    """A CPU's number that goes below 0, or around, is added to the others as what it means."""
+    cpus = bpf.possible_cpus()
+    with bpf.Map.create("percpu_array", value="u8", max_entries=1) as made:
+        made.put(0, 3, cpu=0)
+        made.put(0, 2**64 - 2, cpu=cpus - 1)
+        lines = run("dump", made.id).splitlines()
+        assert lines[1].split() == ["0", "1"]
+        worker = threading.Timer(0.25, lambda: made.put(0, 18, cpu=cpus - 1))
+        worker.start()
+        shown = run("watch", made.id, "--interval", "0.2", "--seconds", "0.8", "--json").splitlines()
+        worker.join()
+        (change,) = [json.loads(line) for line in shown]
+        assert change["value"] == 21
+        assert 20 < change["rate"] < 400
+        assert run("update", made.id, 0, 7) == f"0 is [{' '.join(['7'] * cpus)}], by CPU\n"
 
 
 def test_entries_are_set_and_removed(

@@ -360,6 +360,67 @@ def test_waiting_tasks_are_cancelled_and_told(rings: bpf.Object) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("timeout", [None, 30.0])
+def test_closing_wakes_a_thread_that_waits(rings: bpf.Object, timeout: float | None) -> None:
+    before = descriptors()
+    ring = rings.ring("uncounted", "odd")
+    found: list[str] = []
+
+    def wait() -> None:
+        try:
+            found.append(str(ring.wait(timeout)))
+        except bpf.BpfError as error:
+            found.append(str(error))
+
+    # A thread that stays would keep pytest from ending.
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    time.sleep(0.1)
+    assert waiting.is_alive()
+    begun = time.monotonic()
+    ring.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert time.monotonic() - begun < 5
+    assert found
+    assert found[0].startswith("ring 'uncounted' is closed")
+    assert descriptors() == before
+    # The next reader is free to come, and to wait.
+    with rings.ring("uncounted", "odd") as again:
+        assert again.wait(0.01) is False
+        fill(rings, 1, 9, by="fill_odd")
+        assert again.wait(10) is True
+
+
+def test_closing_in_a_thread_wakes_a_task_that_waits(rings: bpf.Object) -> None:
+    before = descriptors()
+
+    async def main() -> None:
+        ring = rings.ring("events", "event")
+        closing = threading.Timer(0.1, ring.close)
+        closing.start()
+        with pytest.raises(bpf.BpfError, match="'events' is closed"):
+            await asyncio.wait_for(ring.wait_async(), 10)
+        closing.join()
+
+    asyncio.run(main())
+    assert descriptors() == before
+
+
+def test_a_signal_handler_may_close_the_ring_that_is_waited_for(rings: bpf.Object) -> None:
+    before = descriptors()
+    ring = rings.ring("uncounted", "odd")
+    usual = signal.signal(signal.SIGALRM, lambda *_: ring.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(bpf.BpfError, match="'uncounted' is closed"):
+            ring.wait(30)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert descriptors() == before
+
+
 def test_one_reader_only(rings: bpf.Object, pins: Path) -> None:
     rings.maps["events"].pin(pins / "events")
     with rings.ring("events", "event"), bpf.Map.from_pin(pins / "events") as adopted:
