@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from tests.kernel.bpf.test_link import grows
 
 def attached(wire: Wire) -> tuple[str, ...]:
     """What ``near`` and ``far`` have of programs, by ip(8), tc(8) and the kernel."""
-    said = [wire.run("ip", "-d", "link", "show"), wire.run("tc", "qdisc", "show")]
+    devices = json.loads(wire.run("ip", "-j", "-d", "link", "show"))
+    said = [str([device.get("xdp") for device in devices]), wire.run("tc", "qdisc", "show")]
     for place in ("near", "far"):
         said += [wire.run("tc", "filter", "show", "dev", place, way) for way in ("ingress", "egress")]
         if bpf.features.tcx():
