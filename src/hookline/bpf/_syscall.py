@@ -354,8 +354,6 @@ def info(fd: int, structure: ctypes.Structure, what: str) -> None:
 
 def fd_by_id(command: Command, number: int, what: str) -> int:
     """A new descriptor for a kernel id; raises `BpfError` with ENOENT where there is none."""
-    if not 0 <= number < 1 << 32:
-        raise BpfError(f"cannot open {what} with id {number}", errno=errnos.ENOENT)
     attr = attributes("III", number, 0, 0)
     return checked(command, attr, f"cannot open {what} with id {number}", capability="CAP_SYS_ADMIN")
 

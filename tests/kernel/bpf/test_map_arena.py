@@ -88,6 +88,10 @@ def test_an_arena_without_an_object() -> None:
     except bpf.FeatureMissing as missing:
         pytest.skip(str(missing))
     with shared:
+        assert shared.view(("u4", (3,))).shape == (4 * mmap.PAGESIZE // 12, 3)
+        for wrong in ("V0", "O"):
+            with pytest.raises(bpf.BpfError, match="the memory of arena"):
+                shared.view(wrong)
         view = shared.view("u4")
         view[:] = np.arange(len(view))
         with bpf.Map.from_id(shared.id) as again:

@@ -156,6 +156,42 @@ def test_keys_that_are_none(key: Any, keys: Any) -> None:
         assert len(table) == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [
+        (("u1", (3,)), {1, 2, 3}, "in their order"),
+        (("u1", (3,)), "abc", "an array or a sequence"),
+        ("S4", "\ud800", "surrogates not allowed"),
+        ("f4", 10**400, "would be infinite"),
+        ("u4", np.array([1]), r"takes one value|have shape"),
+        ("c8", 1j, "takes complex64"),
+    ],
+)
+def test_what_is_no_value(dtype: Any, value: object, said: str) -> None:
+    with bpf.Map.create("array", value=dtype, max_entries=2) as made:
+        with pytest.raises(bpf.BpfError, match=said) as caught:
+            made.put(0, value)
+        assert len(str(caught.value)) < 250
+        with pytest.raises(bpf.BpfError, match=said):
+            made.write([0], [value])
+
+
+def test_whatever_can_be_gone_through_is_written() -> None:
+    numbers = np.arange(3, dtype="u4")
+    ways: list[Any] = [
+        range(3),
+        (n for n in range(3)),
+        {0: 1, 1: 1, 2: 1}.keys(),
+        numbers[::-1],
+        numbers.data,
+    ]
+    with bpf.Map.create("hash", key="u4", value="u4", max_entries=9) as table:
+        for keys in ways:
+            table.write(keys, (7, 7, 7))
+            assert sorted(table.keys().tolist()) == [0, 1, 2]
+            table.clear()
+
+
 def test_a_batch_that_does_not_fit_says_which(tables: dict[str, tuple[bpf.Map, bpf.Map]]) -> None:
     table = tables["u1"][0]
     with pytest.raises(bpf.BpfError, match=r"^300 does not fit the values of map ''\[2\]: it is a uint8"):
@@ -188,7 +224,7 @@ def test_values_of_each_cpu(tables: dict[str, tuple[bpf.Map, bpf.Map]]) -> None:
             table[1] = [*numbers, 1]
 
 
-@pytest.mark.parametrize("dtype", ["O", [("a", "O"), ("b", "u4")], ("O", (2,)), "nonsense"])
+@pytest.mark.parametrize("dtype", [True, "O", [("a", "O"), ("b", "u4")], ("O", (2,)), "nonsense"])
 def test_python_objects_are_no_values(dtype: Any) -> None:
     with bpf.Map.create("array", value="u8", max_entries=2) as made:
         with pytest.raises(bpf.BpfError, match=r"cannot be|is no dtype"):
@@ -312,5 +348,5 @@ def test_mistakes_are_told_as_such() -> None:
         made[0] = {"a": 3, "nothing": b""}
         assert made[0]["a"] == 3
     for number in (-1, 1 << 40):
-        with pytest.raises(bpf.BpfError, match=f"id {number}"):
+        with pytest.raises(bpf.BpfError, match=f"{number} is out of range"):
             bpf.Map.from_id(number)

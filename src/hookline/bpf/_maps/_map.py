@@ -178,7 +178,10 @@ class Map(MapKinds):
         size = self.max_entries * mmap.PAGESIZE
         what = f"the memory of arena {self.name!r}"
         memory = ArenaMemory.of(self.id, self.fd, self._definition.extra, size, what)
-        return memory[: size // dtype.itemsize * dtype.itemsize].view(dtype)
+        if not dtype.itemsize:
+            raise BpfError(f"{what} cannot be seen as {dtype}", why="it has 0 bytes")
+        base, inner = dtype.subdtype or (dtype, ())
+        return memory[: size // dtype.itemsize * dtype.itemsize].view(base).reshape(-1, *inner)
 
     def ring(self, record: str | npt.DTypeLike | None = None, *, lost: Map | None = None) -> Ring:
         """Read a ring buffer; the reader is the caller's to close, and outlives this handle.
@@ -209,6 +212,8 @@ def _layout(given: Layout, what: str) -> np.dtype[Any] | None:
     """A dtype, where only a size may be given."""
     if given is None:
         return None
+    if isinstance(given, bool):
+        raise BpfError(f"{given} is no dtype for {what} of a map", remedy='a truth value is "?"')
     if isinstance(given, int):
         if not 0 <= given < 1 << 31:
             raise BpfError(f"{what} of a map cannot have {given} bytes")

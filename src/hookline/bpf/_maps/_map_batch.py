@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno as errnos
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hookline.bpf._types._codec import encode_rows
 
 __all__ = ["MapBatches"]
 
-Rows = npt.ArrayLike | Sequence[Any]
+Rows = npt.ArrayLike | Iterable[Any]
 
 # In Linux 6.1 a batch over one with an empty place ends in EINTR.
 _NO_BATCHES = {"array_of_maps"}

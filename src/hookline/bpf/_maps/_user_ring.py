@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno as errnos
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,7 +68,7 @@ class UserRing(Owner):
         self._memory()
         return int((self.size - (self._producer.value - self._consumer.value)) // self._stride)
 
-    def write(self, records: npt.ArrayLike | Sequence[Any]) -> int:
+    def write(self, records: npt.ArrayLike | Iterable[Any]) -> int:
         """Write records; returns how many found room, the first ones of those given.
 
         A program that is waiting to be run is not: run it, or attach it to what happens anyway.

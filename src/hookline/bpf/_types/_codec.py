@@ -20,8 +20,9 @@ import difflib
 import functools
 import itertools
 import operator
+import reprlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -220,8 +221,8 @@ def _beyond(dtype: np.dtype[Any], value: object, what: str) -> BpfError:
 
 
 def _shown(value: object) -> str:
-    """A value as Python writes it, without the name of NumPy's type."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
+    """A value as Python writes it, shortened, without the name of NumPy's type."""
+    return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
 
 
 # Many at once
@@ -230,10 +231,10 @@ def _shown(value: object) -> str:
 def _gathered(values: object, what: str) -> Array | Sequence[Any]:
     if isinstance(values, np.ndarray | list | tuple | range):
         return values
-    if hasattr(values, "__array__"):
+    if hasattr(values, "__array__") or isinstance(values, memoryview):
         return np.asarray(values)
     if isinstance(values, str | Mapping) or _is_raw(values) or not isinstance(values, Iterable):
-        raise BpfError(f"{what} must be an array or a sequence", why=f"{values!r} was given")
+        raise BpfError(f"{what} must be an array or a sequence", why=f"{_shown(values)} was given")
     return list(values)
 
 
@@ -314,6 +315,8 @@ def _depth(value: object) -> int:
 
 
 def _fill_array(slot: Array, value: object, what: str) -> None:
+    if isinstance(value, Set):
+        raise BpfError(f"{what} takes {len(slot)} elements in their order", why="a set was given")
     items = _gathered(value, what)
     numbers = _fitted(items, slot.dtype, what)
     if numbers is not None:
@@ -324,7 +327,7 @@ def _fill_array(slot: Array, value: object, what: str) -> None:
         slot[...] = canonical(numbers)
         return
     if (isinstance(items, np.ndarray) and not items.ndim) or len(items) != len(slot):
-        raise BpfError(f"{what} takes {len(slot)} elements", why=f"{value!r} was given")
+        raise BpfError(f"{what} takes {len(slot)} elements", why=f"{_shown(value)} was given")
     for index, item in enumerate(items):
         fill(slot[index, ...], item, f"{what}[{index}]")
 
@@ -340,7 +343,9 @@ def _fill_members(slot: Array, names: tuple[str, ...], value: object, what: str)
         _fill_named(slot, names, value, what)
         return
     if not isinstance(value, tuple | list):
-        raise BpfError(f"{what} takes {', '.join(names)}", why=f"{value!r} was given", remedy="give a dict")
+        raise BpfError(
+            f"{what} takes {', '.join(names)}", why=f"{_shown(value)} was given", remedy="give a dict"
+        )
     if _overlaps(slot.dtype):
         raise BpfError(
             f"{what} holds a union, so a tuple is ambiguous",
@@ -381,23 +386,27 @@ def _fill_scalar(slot: Array, value: object, what: str) -> None:
     if isinstance(value, np.generic) and value.dtype == dtype:
         slot[...] = value
     elif dtype.kind == "S":
-        text = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+        try:
+            # Bytes that are no UTF-8 are such in file names too (PEP 383).
+            text = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+        except UnicodeEncodeError as error:
+            raise BpfError(f"{_shown(value)} does not fit {what}", why=str(error)) from None
         if not isinstance(text, bytes | bytearray):
-            raise BpfError(f"{what} takes text", why=f"{value!r} was given")
+            raise BpfError(f"{what} takes text", why=f"{_shown(value)} was given")
         if len(text) > dtype.itemsize:
-            raise BpfError(f"{value!r} does not fit {what}", why=f"it has {dtype.itemsize} bytes")
+            raise BpfError(f"{_shown(value)} does not fit {what}", why=f"it has {dtype.itemsize} bytes")
         slot[...] = bytes(text)
     elif dtype.kind == "V":
         raw = getattr(value, "tobytes", None)
         if raw is None:
-            raise BpfError(f"{what} takes {dtype.itemsize} raw bytes", why=f"{value!r} was given")
+            raise BpfError(f"{what} takes {dtype.itemsize} raw bytes", why=f"{_shown(value)} was given")
         slot[...] = np.frombuffer(_exactly(raw(), dtype.itemsize, what), dtype)[0]
     elif dtype.kind == "f":
         slot[...] = _real(dtype, value, what)
     elif dtype.kind in "biu":
         _fill_whole(slot, value, what)
     else:
-        raise BpfError(f"{what} takes {dtype}", why=f"{value!r} was given")
+        raise BpfError(f"{what} takes {dtype}", why=f"{_shown(value)} was given")
 
 
 def _fill_whole(slot: Array, value: object, what: str) -> None:
@@ -410,7 +419,7 @@ def _fill_whole(slot: Array, value: object, what: str) -> None:
             raise BpfError(
                 f"{_shown(value)} does not fit {what}", why=why, remedy="give int(…) of it"
             ) from None
-        raise BpfError(f"{what} takes a number", why=f"{value!r} was given") from None
+        raise BpfError(f"{what} takes a number", why=f"{_shown(value)} was given") from None
     if dtype.kind == "b" and not 0 <= number <= 1:
         raise _beyond(dtype, value, what)
     try:
@@ -427,7 +436,7 @@ def _real(dtype: np.dtype[Any], value: object, what: str) -> Array:
     except OverflowError:
         raise _beyond(dtype, value, what) from None
     except (TypeError, ValueError):
-        raise BpfError(f"{what} takes a number", why=f"{value!r} was given") from None
+        raise BpfError(f"{what} takes a number", why=f"{_shown(value)} was given") from None
     with np.errstate(over="ignore"):
         rounded = np.array(number).astype(dtype)
     if np.isinf(rounded) and value != float(rounded):
