@@ -137,6 +137,39 @@ def test_bitfields_new_and_old_are_refused() -> None:
             btf.dtype(type_id)
 
 
+def test_a_variable_with_bitfields_is_raw_bytes() -> None:
+    writer = Writer()
+    u32 = writer.integer("u32", 4)
+    bits = writer.struct("bits", 4, ("low", u32, 3 << 24), flag=True)
+    flags = writer.add(Kind.VAR, "flags", bits, bytes(4))
+    plain = writer.add(Kind.VAR, "plain", u32, bytes(4))
+    sections = [
+        writer.add(Kind.DATASEC, ".bss", 8, struct.pack("<6I", flags, 0, size, plain, 4, 4), 2)
+        for size in (4, 9, 0xFFFFFFFF)
+    ]
+    btf = Btf(writer.data())
+    assert btf.section(sections[0]) == np.dtype([("flags", "V4"), ("plain", "u4")])
+    # A damaged size is beyond the section, or beyond what NumPy takes at all.
+    for damaged in sections[1:]:
+        with pytest.raises(ObjectError, match=r"\(BTF\) of \.bss is damaged"):
+            btf.section(damaged)
+
+
+def test_bitfields_tell_layouts_apart() -> None:
+    writer = Writer()
+    u32 = writer.integer("u32", 4)
+    pointer = writer.add(Kind.PTR, "", u32)
+    inner = [
+        writer.struct(name, 4, ("low", u32, width << 24), flag=True)
+        for name, width in (("one", 3), ("two", 3), ("other", 4))
+    ]
+    outer = [
+        writer.struct("outer", 16, ("inner", writer.array(one, 2), 0), ("next", pointer, 64)) for one in inner
+    ]
+    btf = Btf(writer.data())
+    assert btf.layout(outer[0]) == btf.layout(outer[1]) != btf.layout(outer[2])
+
+
 def test_what_has_no_place_in_memory_is_refused() -> None:
     writer = Writer()
     function = writer.add(Kind.FUNC_PROTO, "", 0)

@@ -226,12 +226,11 @@ class Btf:
             for variable in section.members
             if not volatile or self.is_volatile(self[variable.type_id].target)
         ]
-        formats = [self._variable(variable) for variable in variables]
         try:
             return np.dtype(
                 {
                     "names": [self[variable.type_id].name for variable in variables],
-                    "formats": formats,
+                    "formats": [self._variable(variable) for variable in variables],
                     "offsets": [variable.offset for variable in variables],
                     "itemsize": section.size,
                 }
