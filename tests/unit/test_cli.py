@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,8 +178,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(arguments) == 2
     shown = capsys.readouterr()
-    assert said in shown.err
-    assert "Usage:" in shown.err
+    what, why, remedy = shown.err.splitlines()
+    assert what.startswith("error: ")
+    assert said in what
+    assert why.startswith("why:   the form is: hookline ")
+    assert remedy.startswith("do:    hookline ")
+    assert remedy.endswith(" --help")
     assert shown.out == ""
 
 
@@ -186,9 +191,50 @@ def test_usage_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["apply", "--json"]) == 2
     assert json.loads(capsys.readouterr().err) == {
         "error": "Missing option '--file' / '-f'.",
-        "why": "",
-        "remedy": "hookline --help",
+        "why": "the form is: hookline apply [OPTIONS]",
+        "remedy": "hookline apply --help",
     }
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["programs"]) == 2
+    assert capsys.readouterr().err.startswith("Usage: hookline programs ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["programs", "inspect", "99999999999999999999"],
+        ["programs", "inspect", "4294967296"],
+        ["programs", "dump", "0"],
+        ["maps", "dump", "99999999999999999999"],
+        ["maps", "watch", "4294967296"],
+        ["programs", "stats", "--seconds", "inf"],
+        ["programs", "stats", "--seconds", "nan"],
+        ["programs", "log", "--seconds", "1e300"],
+        ["maps", "watch", "1", "--interval", "inf"],
+        ["maps", "watch", "1", "--seconds", "nan"],
+        ["verify", ""],
+        ["programs", "load", ""],
+        ["programs", "load", "x.bpf.o", "--pin", ""],
+        *(["programs", "load", "x.bpf.o", f"--name={name}"] for name in ("", ".", "-x", "a/b")),
+    ],
+)
+def test_what_the_command_line_alone_shows_to_be_nonsense(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr().err
+    assert [line.split(":")[0] for line in said.splitlines()] == ["error", "why", "do"], said
+
+
+def test_bytes_that_are_no_text_are_shown_as_a_shell_shows_them() -> None:
+    for arguments in ([b"maps", b"a\xff"], [b"programs", b"load", b"x.bpf.o", b"--name=a\xff"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "hookline", *arguments], capture_output=True, text=True, check=False
+        )
+        assert "a\\xff" in shown.stderr
+        assert "udcff" not in shown.stderr
 
 
 def test_json_of_a_command_in_a_lab_is_its_own() -> None:
@@ -278,13 +324,23 @@ def test_nobody_reads_the_output() -> None:
     assert said == b""
 
 
-def test_the_output_cannot_be_written() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_output_cannot_be_written(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "hookline", "version"], stdout=full, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "hookline", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 1
-    assert done.stderr.startswith(b"error: No space left on device\n")
+    assert done.stderr.splitlines() == [
+        "error: the output could not be written",
+        "why:   No space left on device",
+        "do:    write it where there is room; what the command has changed stays changed",
+    ]
 
 
 def test_without_locale_terminal_and_streams() -> None:

@@ -354,8 +354,17 @@ def info(fd: int, structure: ctypes.Structure, what: str) -> None:
 
 def fd_by_id(command: Command, number: int, what: str) -> int:
     """A new descriptor for a kernel id; raises `BpfError` with ENOENT where there is none."""
-    attr = attributes("III", number, 0, 0)
-    return checked(command, attr, f"cannot open {what} with id {number}", capability="CAP_SYS_ADMIN")
+    title = f"cannot open {what} with id {number}"
+    result = call(command, attributes("III", number, 0, 0)) if 0 <= number < 1 << 32 else -errnos.ENOENT
+    if result == -errnos.ENOENT:
+        remedy = {
+            "a program": "hookline programs list shows all, bpf.programs() yields them",
+            "a map": "hookline maps list shows all, bpf.maps() yields them",
+        }.get(what, "look again: what refers to it may be gone")
+        raise BpfError(title, errno=errnos.ENOENT, why="nothing loaded has this id", remedy=remedy)
+    if result < 0:
+        raise failure(-result, title, capability="CAP_SYS_ADMIN")
+    return result
 
 
 def interface_index(interface: str | int) -> int:

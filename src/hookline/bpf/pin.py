@@ -32,6 +32,7 @@ __all__ = [
 
 BPFFS = Path("/sys/fs/bpf")
 TRACEFS = Path("/sys/kernel/tracing")
+_LIST = f"find {BPFFS} -type f lists the pins"
 _MAGIC = {"bpf": 0xCAFE4A11, "tracefs": 0x74726163}
 
 
@@ -120,15 +121,36 @@ def get(path: str | os.PathLike[str], kind: str) -> int:
     place = location(path)
     name = c_text(place, "pin")
     result = _syscall.call(Command.OBJ_GET, _syscall.attributes("QII", _syscall.address(name), 0, 0))
-    if result == -errnos.ENOENT:
-        raise BpfError(f"nothing is pinned at {place}", errno=errnos.ENOENT)
     if result < 0:
-        raise failure(-result, f"cannot open the pin {place}", capability="CAP_BPF")
+        raise _no_pin(place, -result)
     found = _kind(result)
     if found != kind:
         os.close(result)
-        raise BpfError(f"the pin {place} holds a {found}", errno=errnos.EINVAL, why=f"a {kind} is wanted")
+        raise BpfError(
+            f"the pin {place} holds a {found}",
+            errno=errnos.EINVAL,
+            why=f"a {kind} is wanted",
+            remedy=f"name the pin of a {kind}: {_LIST}",
+        )
     return result
+
+
+def _no_pin(place: Path, errno: int) -> BpfError:
+    """Why a path could not be opened as a pin."""
+    if errno == errnos.EPERM:
+        return NotPermitted(f"cannot open the pin {place}", capability="CAP_BPF")
+    if errno == errnos.ENOENT:
+        return BpfError(f"nothing is pinned at {place}", errno=errno, remedy=_LIST)
+    with contextlib.suppress(OSError, BpfError):  # where it may not be looked at, the kernel's answer is all
+        inside = _magic(place) == _MAGIC["bpf"]
+        if place.is_dir():
+            pins = sorted(str(path) for path in place.rglob("*") if path.is_file()) if inside else []
+            remedy = f"name one of {', '.join(pins)}" if pins else _LIST
+            return BpfError(f"{place} is no pin", errno=errno, why="it is a directory", remedy=remedy)
+        if not inside:
+            why = "it is a file of another file system, and pins are in bpffs"
+            return BpfError(f"{place} is no pin", errno=errno, why=why, remedy=_LIST)
+    return BpfError(f"cannot open the pin {place}", errno=errno, remedy=_LIST)
 
 
 def remove(path: str | os.PathLike[str]) -> None:

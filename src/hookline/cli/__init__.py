@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from hookline.cli import _errors
-from hookline.errors import HooklineError
 
 
 class Command(NamedTuple):
@@ -73,24 +72,30 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a locale without UTF-8 shows ? and does not fail
+    status, failed = 0, None
     try:
         status = _invoke(list(arguments))
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return status
     except KeyboardInterrupt:
         return _errors.INTERRUPTED
-    except BrokenPipeError:
-        _drop_output()  # whoever read it has gone: nothing more can be said
-        return _errors.BROKEN_PIPE
     except Exception as error:
-        status = _errors.show(error, arguments, as_json=_wants_json(arguments))
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except OSError:
-            _drop_output()  # this was the error
+        failed = error
+    failed = _unwritten(failed)
+    if failed is None:
         return status
+    if isinstance(failed, BrokenPipeError):
+        return _errors.BROKEN_PIPE  # whoever read it has gone: nothing more can be said
+    return _errors.show(failed, arguments, as_json=_wants_json(arguments))
+
+
+def _unwritten(failed: Exception | None) -> Exception | None:
+    """Writes what is buffered. What ended the command: an error of its own, or that its output could not be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        failed = failed or error
+    return _errors.output_lost(failed) if _errors.is_lost_output(failed) else failed
 
 
 def _drop_output() -> None:
@@ -131,13 +136,11 @@ def _invoke(arguments: list[str]) -> int:
 
 
 def _show_usage(error: Exception, arguments: Sequence[str]) -> int:
-    """A wrong command line, in the words of the library that reads it."""
-    if _wants_json(arguments):
-        what = error.format_message() if hasattr(error, "format_message") else str(error)
-        _errors.show(HooklineError(what, remedy="hookline --help"), arguments, as_json=True)
-    elif hasattr(error, "show"):
+    """A wrong command line; a group without a command shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError" and hasattr(error, "show"):
         error.show()
-    return int(getattr(error, "exit_code", _errors.USAGE))
+        return _errors.USAGE
+    return _errors.show(_errors.usage(error), arguments, as_json=_wants_json(arguments))
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -11,11 +11,12 @@ With ``--json`` it is one document, ``{error, why, remedy}``. A traceback is sho
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from hookline.errors import HooklineError
 
@@ -40,9 +41,7 @@ def show(error: BaseException, arguments: Sequence[str], *, as_json: bool) -> in
     if os.environ.get(TRACEBACK, "0") not in ("", "0"):
         traceback.print_exception(error)
     shown = error if isinstance(error, HooklineError) else _unexpected(error, arguments)
-    document = shown.as_dict()
-    if _wants_privilege(shown):
-        document["remedy"] = privileged_command(arguments)
+    document = {name: _readable(text) for name, text in explained(shown, arguments).items()}
     if as_json:
         import json
 
@@ -54,6 +53,39 @@ def show(error: BaseException, arguments: Sequence[str], *, as_json: bool) -> in
     if document["remedy"]:
         _print(_labelled("do:    ", document["remedy"]))
     return shown.exit_status
+
+
+def explained(error: HooklineError, arguments: Sequence[str]) -> dict[str, str]:
+    """An error as ``{error, why, remedy}``; to whom only the rights are missing, the remedy is the command that has them."""
+    document = error.as_dict()
+    if _wants_privilege(error):
+        document["remedy"] = privileged_command(arguments)
+    return document
+
+
+def usage(error: Exception) -> UsageError:
+    """What the library that reads command lines says of a wrong one, as an error of ours."""
+    what = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return UsageError(what, why="the command line cannot mean that", remedy="hookline --help")
+    form = " ".join(context.get_usage().removeprefix("Usage:").split())
+    return UsageError(what, why=f"the form is: {form}", remedy=f"{context.command_path} --help")
+
+
+def is_lost_output(error: Exception | None) -> TypeGuard[OSError]:
+    """Whether it is the failure of a write; those to files that a command writes itself are errors of its own."""
+    lost = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    return isinstance(error, OSError) and error.filename is None and error.errno in lost
+
+
+def output_lost(error: OSError) -> HooklineError:
+    """Standard output took not all that the command had to say."""
+    return HooklineError(
+        "the output could not be written",
+        why=str(error.strerror),
+        remedy="write it where there is room; what the command has changed stays changed",
+    )
 
 
 def privileged_command(arguments: Sequence[str]) -> str:
@@ -85,6 +117,14 @@ def _command_line(arguments: Sequence[str]) -> str:
     # Root's path need not be this user's, so the program is named in full.
     started = [sys.executable, "-m", "hookline"] if program.endswith("__main__.py") else [program]
     return shlex.join([*started, *arguments])
+
+
+def _readable(text: str) -> str:
+    """Bytes that are no UTF-8 as a shell writes them, whether they stand there themselves or in a quotation: ``\\xff``."""
+    import re
+
+    text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)
 
 
 def _labelled(label: str, text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hookline.cli._errors import UsageError
+from hookline.errors import HooklineError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ Document = dict[str, Any]
 # The kernel keeps this much of a name.
 NAME_LENGTH = 15
 _SHOWN = 10
+_LONGEST_ID = 10
 
 
 class _Listed(Protocol):
@@ -36,13 +38,14 @@ def open_program(text: str) -> Program:
     """The program that a person means: by id, name or pin.
 
     Raises:
-        UsageError: No program is called so, or several are.
+        UsageError: It is a number that no id can be.
+        HooklineError: No program is called so, or several are.
     """
     from hookline import bpf
 
     if "/" in text:
         return bpf.Program.from_pin(text)
-    return bpf.Program.from_id(int(text) if text.isdecimal() else _only(bpf.programs(), text, "program"))
+    return bpf.Program.from_id(_number(text) if text.isdecimal() else _only(bpf.programs(), text, "program"))
 
 
 def open_map(text: str) -> Map:
@@ -51,7 +54,19 @@ def open_map(text: str) -> Map:
 
     if "/" in text:
         return bpf.Map.from_pin(text)
-    return bpf.Map.from_id(int(text) if text.isdecimal() else _only(bpf.maps(), text, "map"))
+    return bpf.Map.from_id(_number(text) if text.isdecimal() else _only(bpf.maps(), text, "map"))
+
+
+def _number(text: str) -> int:
+    """An id, if it can be one."""
+    number = int(text) if len(text) <= _LONGEST_ID else 0
+    if not 0 < number < 1 << 32:
+        raise UsageError(
+            f"{text} cannot be an id",
+            why=f"the kernel's ids are 1 to {(1 << 32) - 1}",
+            remedy="hookline programs list and hookline maps list show them",
+        )
+    return number
 
 
 def _only(listed: Iterable[_Any], name: str, what: str) -> int:
@@ -62,7 +77,7 @@ def _only(listed: Iterable[_Any], name: str, what: str) -> int:
         return found[0]
     if found:
         shown = ", ".join(map(str, found[:_SHOWN])) + (", …" if len(found) > _SHOWN else "")
-        raise UsageError(
+        raise HooklineError(
             f"{len(found)} {what}s are called {name!r}",
             why=f"they have the ids {shown}",
             remedy=f"name one by its id or its pin: hookline {what}s list",
@@ -70,9 +85,10 @@ def _only(listed: Iterable[_Any], name: str, what: str) -> int:
     import difflib
 
     close = difflib.get_close_matches(name, {one.name for one in everything}, 3)
-    raise UsageError(
+    raise HooklineError(
         f"no {what} is called {name!r}",
-        remedy=f"did you mean {', '.join(close)}?" if close else f"hookline {what}s list",
+        why=f"{len(everything)} are loaded, and none has this name",
+        remedy=f"did you mean {', '.join(close)}?" if close else f"hookline {what}s list shows them",
     )
 
 
@@ -93,7 +109,6 @@ def complete_map(incomplete: str) -> list[str]:
 def complete_user_object(incomplete: str) -> list[str]:
     """Names of the objects that were loaded by ``hookline programs load``."""
     from hookline.control import user_objects
-    from hookline.errors import HooklineError
 
     try:
         return [one.name for one in user_objects.listed() if one.name.startswith(incomplete)]
@@ -103,7 +118,6 @@ def complete_user_object(incomplete: str) -> list[str]:
 
 def _complete(incomplete: str, listed: Callable[[], Iterable[_Any]], kind: str) -> list[str]:
     from hookline import bpf
-    from hookline.errors import HooklineError
 
     try:
         if incomplete.startswith("/"):
@@ -213,7 +227,6 @@ def program_details(program: Program, around: Around) -> Document:
 
 
 def _functions(program: Program) -> list[Document]:
-    from hookline.errors import HooklineError
 
     try:
         code = program.xlated()
@@ -235,7 +248,6 @@ def _holders(holders: Iterable[Holder]) -> list[Document]:
 
 def _map_brief(number: int) -> Document:
     from hookline import bpf
-    from hookline.errors import HooklineError
 
     with contextlib.suppress(HooklineError), bpf.Map.from_id(number) as found:
         return {"id": number, "name": found.name, "type": found.type}

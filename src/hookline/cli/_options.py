@@ -42,6 +42,23 @@ def complete_name(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+LONGEST_S = 1_000_000
+
+
+def check_seconds(value: float | None) -> float | None:
+    """A time that can be waited for: not ``inf``, not ``nan``, and no more than the kernel's timers hold."""
+    if value is not None and not value <= LONGEST_S:
+        raise typer.BadParameter(f"{value} is no number of seconds up to {LONGEST_S}.")
+    return value
+
+
+def check_path(value: str | None) -> str | None:
+    """A path that names something."""
+    if value == "":
+        raise typer.BadParameter("it is empty, and names no file.")
+    return value
+
+
 NodeOption = Annotated[
     str,
     typer.Option(

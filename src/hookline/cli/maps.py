@@ -9,7 +9,7 @@ import typer
 
 from hookline.cli import _loaded
 from hookline.cli._errors import UsageError
-from hookline.cli._options import JsonOption
+from hookline.cli._options import JsonOption, check_seconds
 
 if TYPE_CHECKING:
     from hookline.bpf import Map
@@ -136,10 +136,14 @@ def dump(
 def watch(
     name: MapArgument,
     interval: Annotated[
-        float, typer.Option("--interval", min=0.05, metavar="SECONDS", help="How often to look.")
+        float,
+        typer.Option(
+            "--interval", min=0.05, metavar="SECONDS", callback=check_seconds, help="How often to look."
+        ),
     ] = 1.0,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.0, metavar="N", help="End after this time.")
+        float | None,
+        typer.Option("--seconds", min=0.0, metavar="N", callback=check_seconds, help="End after this time."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON document on each line.")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from hookline.cli import _loaded
 from hookline.cli._errors import UsageError
-from hookline.cli._options import JsonOption
+from hookline.cli._options import JsonOption, check_path, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +131,11 @@ def dump(
       hookline programs dump 42 --xlated --lines --json
     """
     if xlated and jited:
-        raise UsageError("--xlated and --jited are two different dumps", remedy="say one of them")
+        raise UsageError(
+            "--xlated and --jited exclude each other",
+            why="they are two different dumps",
+            remedy="say one of them",
+        )
     with _loaded.open_program(program) as opened:
         if jited:
             _dump_machine(opened, opened.jited(), opcodes=opcodes, places=lines, as_json=as_json)
@@ -143,7 +147,8 @@ def dump(
 def log(
     follow: Annotated[bool, typer.Option("--follow", help="Until interrupted (default).")] = False,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", min=0.0, metavar="N", help="End after this time.")
+        float | None,
+        typer.Option("--seconds", min=0.0, metavar="N", callback=check_seconds, help="End after this time."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON document on each line.")] = False,
 ) -> None:
@@ -159,7 +164,11 @@ def log(
     from hookline import bpf
 
     if follow and seconds is not None:
-        raise UsageError("--follow has no end, and --seconds says one", remedy="say one of them")
+        raise UsageError(
+            "--follow and --seconds exclude each other",
+            why="the one has no end, and the other says one",
+            remedy="say one of them",
+        )
     with bpf.trace_pipe(seconds) as pipe:
         for line in pipe:
             _print_trace(line, as_json=as_json)
@@ -168,7 +177,8 @@ def log(
 @app.command()
 def stats(
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.01, metavar="N", help="How long to measure.")
+        float,
+        typer.Option("--seconds", min=0.01, metavar="N", callback=check_seconds, help="How long to measure."),
     ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -246,7 +256,9 @@ def build(
 
 @app.command()
 def load(
-    file: Annotated[str, typer.Argument(metavar="FILE.bpf.o", help="A compiled eBPF object.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE.bpf.o", callback=check_path, help="A compiled eBPF object.")
+    ],
     attach: Annotated[
         list[str] | None,
         typer.Option(
@@ -262,7 +274,8 @@ def load(
         str | None, typer.Option("--name", metavar="NAME", help="What to call it; the file's name.")
     ] = None,
     pin: Annotated[
-        str | None, typer.Option("--pin", metavar="DIR", help="Pin it there, and not by its name.")
+        str | None,
+        typer.Option("--pin", metavar="DIR", callback=check_path, help="Pin it there, and not by its name."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -281,9 +294,14 @@ def load(
 
     from hookline.cli._output import count, print_json
     from hookline.control import user_objects
+    from hookline.model.names import check_loaded_name
 
     if name is not None and pin is not None:
-        raise UsageError("--name and --pin both say where", remedy="say one of them")
+        raise UsageError(
+            "--name and --pin exclude each other", why="both say where it is pinned", remedy="say one of them"
+        )
+    if name is not None:
+        check_loaded_name(name)
     loaded = user_objects.load(
         file,
         attach or (),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hookline.cli._options import JsonOption
+from hookline.cli._options import JsonOption, check_path
 
 if TYPE_CHECKING:
     from hookline.bpf import Verdict
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A compiled object, such as count.bpf.o.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", callback=check_path, help="A compiled object, such as count.bpf.o."),
+    ],
     program: Annotated[
         str, typer.Option("--program", metavar="NAME", help="Only the program of this C function's name.")
     ] = "",
@@ -39,7 +41,7 @@ def verify(
 
     verdicts = bpf.verify(file, program)
     if as_json:
-        print_json({"file": str(file), "programs": [_document(verdict, log) for verdict in verdicts]})
+        print_json({"file": file, "programs": [_document(verdict, log) for verdict in verdicts]})
     else:
         _print(verdicts, log)
     statuses = {verdict.error.exit_status for verdict in verdicts if verdict.error is not None}

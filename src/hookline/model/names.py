@@ -34,6 +34,7 @@ RUN = Path("/run/hookline")
 NETNS = Path("/run/netns")
 
 _LAB = re.compile(r"[a-z0-9-]{1,32}")
+_OBJECT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _PORT = re.compile(r"(?P<host>.*):(?P<port>[^:/\]]*)(/(?P<protocol>[^/]*))?")
@@ -44,6 +45,21 @@ class InvalidName(HooklineError):  # noqa: N818
     """A name of a lab, node or endpoint that is not one. Exit status 2: it came from a command line."""
 
     exit_status: ClassVar[int] = 2
+
+
+def check_loaded_name(name: str) -> str:
+    """Return ``name`` if it can be that of an object that a user loads.
+
+    Raises:
+        InvalidName: It is not 1 to 63 letters, digits, hyphens and underscores, or begins with a hyphen.
+    """
+    if not _OBJECT.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} cannot be an object's name",
+            why="it is 1 to 63 letters, digits, hyphens and underscores, and does not begin with a hyphen",
+            remedy="give it another: --name counter",
+        )
+    return name
 
 
 def check_lab_name(name: str) -> str:

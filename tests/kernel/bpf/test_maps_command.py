@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -27,6 +28,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ended = cli.run(["maps", *map(str, arguments)])
         shown = capsys.readouterr()
         assert ended == status, shown.err
+        if status:
+            told = re.findall(r"^(error|why|do): ", shown.err, re.MULTILINE)
+            assert told == ["error", "why", "do"], shown.err
         return shown.out if not status else shown.err
 
     return call
@@ -156,7 +160,7 @@ def test_ways_to_name_a_map(
     assert document["entries"] == [{"key": {"length": 8, "address": [10, 0, 0, 0]}, "value": 7}]
     with bpf.Object.open(kinds) as other:
         other.load()
-        said = run("dump", "routes", status=2)
+        said = run("dump", "routes", status=1)
         assert "maps are called 'routes'" in said
         assert str(other.maps["routes"].id) in said
     assert "the pin" in run("dump", _program_pin(loaded, pins), status=1)

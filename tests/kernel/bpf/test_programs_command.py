@@ -33,6 +33,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ended = cli.run(["programs", *map(str, arguments)])
         shown = capsys.readouterr()
         assert ended == status, shown.err
+        if status:
+            told = re.findall(r"^(error|why|do): ", shown.err, re.MULTILINE)
+            assert told == ["error", "why", "do"], shown.err
         return shown.out if not status else shown.err
 
     return call
@@ -191,11 +194,11 @@ def test_inspect_names_the_processes(
 def test_names_that_mean_several_or_none(run: Callable[..., str], kinds: Path, loaded: bpf.Object) -> None:
     with bpf.Object.open(kinds) as other:
         other.load()
-        said = run("inspect", "xdp_grow", status=2)
+        said = run("inspect", "xdp_grow", status=1)
         numbers = [loaded.programs["xdp_grow"].id, other.programs["xdp_grow"].id]
         assert re.search(r"error: \d+ programs are called 'xdp_grow'", said)
         assert all(str(number) in said for number in numbers)
-    assert "did you mean" in run("dump", "xdp_gro", status=2)
+    assert "did you mean" in run("dump", "xdp_gro", status=1)
     assert "cannot open a program with id 2147483647" in run("inspect", 0x7FFFFFFF, status=1)
     assert "nothing is pinned at" in run("inspect", "/sys/fs/bpf/hookline-absent", status=1)
 
@@ -457,7 +460,7 @@ def test_a_folder_of_ones_own(run: Callable[..., str], kinds: Path, pins: Path) 
     run("unload", pins)
     assert not pins.exists()
     assert "say one of them" in run("load", kinds, "--pin", pins, "--name", "x", status=2)
-    assert "cannot be an object's name" in run("load", kinds, "--name", "a/b", status=1)
+    assert "cannot be an object's name" in run("load", kinds, "--name", "a/b", status=2)
 
 
 KILLED = """
