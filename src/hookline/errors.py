@@ -9,6 +9,7 @@ command line ends with. The command line only prints it. Subclasses live beside 
     │   ├── VerifierError              the kernel's verifier refused a program
     │   ├── MapFull                    a map has no room for another entry
     │   ├── LinkChanged                a link holds another program than the expected one
+    │   ├── TargetError                a text that names no place to attach to; exit status 2
     │   ├── FeatureMissing             exit status 3
     │   └── NotPermitted               exit status 3
     ├── hookline.model.InvalidResource a document that does not say what it must

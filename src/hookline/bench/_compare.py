@@ -50,7 +50,11 @@ def read(path: Path) -> list[Row]:
     try:
         return [_row(entry) for entry in json.loads(path.read_text())["rows"]]
     except OSError as error:
-        raise HooklineError(f"cannot read {path}", why=error.strerror or str(error)) from error
+        raise HooklineError(
+            f"cannot read {path}",
+            why=error.strerror or str(error),
+            remedy="name the output of an earlier hookline bench --json",
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise HooklineError(
             f"{path} holds no rows of a bench",

@@ -26,7 +26,11 @@ def timed(command: Sequence[str], environment: dict[str, str] | None = None) -> 
     )
     took = (time.perf_counter() - start) * 1e3
     if done.returncode != 0:
-        raise HooklineError(f"{Path(command[0]).name} failed", why=(done.stderr or done.stdout).strip())
+        raise HooklineError(
+            f"{Path(command[0]).name} failed",
+            why=(done.stderr or done.stdout).strip(),
+            remedy=f"run it by itself: {' '.join(command[:3])}",
+        )
     return took
 
 

@@ -23,6 +23,7 @@ from hookline.bpf._errors import (
     MapFull,
     NotPermitted,
     ObjectError,
+    TargetError,
     VerifierError,
     lacking,
 )
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from hookline.bpf._links._iterator import Iterator
     from hookline.bpf._links._link_info import LinkInfo
     from hookline.bpf._links._query import Hook, HookEntry, query
-    from hookline.bpf._links._targets import TARGETS, target_types
+    from hookline.bpf._links._targets import TARGETS, target_forms, target_types
     from hookline.bpf._maps._ring import Backlog, Ring
     from hookline.bpf._maps._user_ring import UserRing
     from hookline.bpf._objects._source import SourcePlace
@@ -103,6 +104,7 @@ __all__ = [
     "SocketAttachment",
     "SourceLine",
     "SourcePlace",
+    "TargetError",
     "TestRun",
     "TraceLine",
     "TracePipe",
@@ -129,6 +131,7 @@ __all__ = [
     "refuse_occupied",
     "run_statistics",
     "system_call",
+    "target_forms",
     "target_types",
     "trace_pipe",
     "verify",
@@ -158,6 +161,7 @@ _LATER = {
     "HookEntry": "_links._query",
     "query": "_links._query",
     "TARGETS": "_links._targets",
+    "target_forms": "_links._targets",
     "target_types": "_links._targets",
     "Placement": "_introspection._placements",
     "placements": "_introspection._placements",

@@ -5,12 +5,14 @@ BpfError                a bpf(2), netlink or libbpf call failed; ``.errno``
 ├── VerifierError       the verifier refused a program; ``.log`` has its whole log
 ├── MapFull             a map has no room for another entry
 ├── LinkChanged         a link or hook is not in the state that the caller expected
+├── TargetError         a text that names no place to attach to; exit status 2
 ├── FeatureMissing      this kernel lacks something; exit status 3
 └── NotPermitted        this user lacks a capability; exit status 3
 """
 
 from __future__ import annotations
 
+import errno as errnos
 import os
 import re
 from pathlib import Path
@@ -28,6 +30,7 @@ __all__ = [
     "MapFull",
     "NotPermitted",
     "ObjectError",
+    "TargetError",
     "VerifierError",
     "failure",
     "in_user_namespace",
@@ -72,6 +75,12 @@ class LinkChanged(BpfError):  # noqa: N818
     """A link or hook is not in the state that the caller expected; nothing was changed."""
 
 
+class TargetError(BpfError):
+    """A text that says where to attach, and cannot be one: exit status 2, since it came from a command line."""
+
+    exit_status: ClassVar[int] = 2
+
+
 class FeatureMissing(BpfError):  # noqa: N818
     """This kernel lacks something.
 
@@ -89,6 +98,9 @@ class FeatureMissing(BpfError):  # noqa: N818
             why = f"this kernel is {os.uname().release}"
             if minimum_kernel:
                 why = f"it needs Linux {minimum_kernel} or newer; {why}"
+        if not remedy:
+            newer = f"run Linux {minimum_kernel} or newer, configured with it"
+            remedy = newer if minimum_kernel else "run a kernel that has it"
         super().__init__(f"the kernel has no {feature}", errno=errno, why=why, remedy=remedy)
         self.feature = feature
         self.minimum_kernel = minimum_kernel
@@ -108,9 +120,8 @@ class NotPermitted(BpfError):  # noqa: N818
         self, what: str, *, capability: str, errno: int = 1, why: str = "", remedy: str = ""
     ) -> None:
         missing = lacking(*capability.split())
-        if not why:
-            why, remedy = _refusal(missing)
-        super().__init__(what, errno=errno, why=why, remedy=remedy)
+        cause, usual = _refusal(missing)
+        super().__init__(what, errno=errno, why=why or cause, remedy=remedy or usual)
         self.capability = capability
 
 
@@ -163,7 +174,23 @@ def failure(errno: int, what: str, *, capability: str = "CAP_BPF", remedy: str =
     """The error for a kernel's answer: `NotPermitted` for EPERM, else `BpfError`."""
     if errno == 1:
         return NotPermitted(what, capability=capability)
-    return BpfError(what, errno=errno, remedy=remedy)
+    return BpfError(what, errno=errno, remedy=remedy or _USUAL_REMEDIES.get(errno, ""))
+
+
+_DOCTOR = "check what is asked for against what this kernel has: hookline doctor"
+_USUAL_REMEDIES = {
+    errnos.EINVAL: _DOCTOR,
+    errnos.EOPNOTSUPP: _DOCTOR,
+    ENOTSUPP: _DOCTOR,
+    errnos.ENOENT: "look again: it has gone, or never was",
+    errnos.ENODEV: "look at the interfaces: ip link",
+    errnos.ENXIO: "look at the interfaces: ip link",
+    errnos.EBUSY: "wait until its owner lets go, or end that",
+    errnos.EACCES: "look at its flags: it may be for reading or for writing only",
+    errnos.ENOMEM: "free memory, or ask for less",
+    errnos.E2BIG: "ask for less",
+}
+"""What to do about the kernel's answers where the caller knows nothing better."""
 
 
 # Lines that the verifier writes after the reason, or that carry no reason.

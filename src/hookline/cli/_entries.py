@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hookline.bpf import Map
+    from hookline.bpf import Btf, Map
 
 Document = dict[str, Any]
 _MOST_IN_AN_INTERVAL = 1 << 53
@@ -37,7 +37,9 @@ def refuse_without_entries(opened: Map) -> None:
     why = _WITHOUT_ENTRIES.get(opened.type)
     if why:
         raise HooklineError(
-            f"map {opened.name!r} (id {opened.id}) cannot be dumped", why=f"it is a {opened.type} map: {why}"
+            f"map {opened.name!r} (id {opened.id}) cannot be dumped",
+            why=f"it is a {opened.type} map: {why}",
+            remedy="hookline maps list shows its sizes and which programs use it",
         )
 
 
@@ -57,16 +59,64 @@ def readable(opened: Map) -> Map:
 
 def entries(opened: Map) -> Iterator[Document]:
     """Every entry: ``{key, value}``; of a per-CPU map ``{key, value, cpus}``, where ``value`` is the sum."""
+    keys, values = names_of(opened, "key"), names_of(opened, "value")
+    key_bytes = opened.key_dtype.itemsize
     for key, value in opened.items():
-        yield {"key": plain(key), **value_document(opened, value)}
+        yield {"key": plain(key, keys, key_bytes), **value_document(opened, value, values)}
 
 
-def value_document(opened: Map, value: Any) -> Document:
+def value_document(opened: Map, value: Any, names: Any = None) -> Document:
     """One value: ``{value}``, or ``{value, cpus}`` of a per-CPU map."""
+    size = opened.value_dtype.itemsize
     if not opened.per_cpu:
-        return {"value": plain(value)}
-    cpus = [plain(one) for one in value]
+        return {"value": plain(value, names, size)}
+    cpus = [plain(one, names, size) for one in value]
     return {"value": total(cpus), "cpus": cpus}
+
+
+def given(opened: Map, what: Literal["key", "value"], wanted: Any) -> Any:
+    """What a person gave for a key or value, the names of enums replaced by their numbers."""
+    return _numbers(wanted, names_of(opened, what))
+
+
+def names_of(opened: Map, what: Literal["key", "value"]) -> Any:
+    """Where a map's type has enums: ``{number: name}``, of a struct ``{member: …}``, of an array ``[…]``, else None."""
+    definition = opened.definition
+    type_id = definition.key_type_id if what == "key" else definition.value_type_id
+    btf = definition.btf() if type_id else None
+    return None if btf is None else _named(btf, type_id)
+
+
+def _named(btf: Btf, type_id: int) -> Any:
+    _, found = btf.resolve(type_id)
+    match found.kind.name:
+        case "ENUM" | "ENUM64":
+            return {number: name for name, number in reversed(found.values)}
+        case "ARRAY":
+            inner = _named(btf, found.target)
+            return None if inner is None else [inner]
+        case "DATASEC":
+            variables = [btf[one.type_id] for one in found.members]
+            members = {one.name: _named(btf, one.target) for one in variables}
+        case "STRUCT" | "UNION":
+            members = {}
+            for one in found.members:
+                inner = _named(btf, one.type_id)
+                # The members of one without a name are the outer one's.
+                members |= {one.name: inner} if one.name else inner if isinstance(inner, dict) else {}
+        case _:
+            return None
+    return {name: inner for name, inner in members.items() if inner is not None} or None
+
+
+def _numbers(wanted: Any, names: Any) -> Any:
+    if isinstance(wanted, str) and isinstance(names, dict):
+        return next((number for number, name in names.items() if name == wanted), wanted)
+    if isinstance(wanted, dict) and isinstance(names, dict):
+        return {name: _numbers(one, names.get(name)) for name, one in wanted.items()}
+    if isinstance(wanted, list) and isinstance(names, list):
+        return [_numbers(one, names[0]) for one in wanted]
+    return wanted
 
 
 def total(values: list[Any]) -> Any:
@@ -82,20 +132,37 @@ def total(values: list[Any]) -> Any:
     return None
 
 
-def plain(value: Any) -> Any:
-    """A NumPy scalar as JSON has it: numbers, dicts of members, lists, text, bytes in hexadecimal."""
+def plain(value: Any, names: Any = None, size: int = 0) -> Any:
+    """A NumPy scalar as JSON has it: numbers, dicts of members, lists, text, bytes in hexadecimal.
+
+    Args:
+        value: The scalar.
+        names: What enums are called, as `names_of` has it.
+        size: How many bytes it has: NumPy leaves out the zeros that a text ends with.
+    """
     import numpy as np
 
     if isinstance(value, np.ndarray):
-        return [plain(one) for one in value]
+        inner = names[0] if names else None
+        return [plain(one, inner, value.dtype.itemsize) for one in value]
     if isinstance(value, np.void):
-        if value.dtype.names:
-            return {name: plain(value[name]) for name in value.dtype.names}
+        members = value.dtype.fields
+        if members:
+            names = names or {}
+            return {
+                name: plain(value[name], names.get(name), one[0].base.itemsize)
+                for name, one in members.items()
+            }
         return value.tobytes().hex(" ")
     if isinstance(value, bytes):
-        text = value.split(b"\0", 1)[0]
-        return text.decode() if text.isascii() and text.decode().isprintable() else value.hex(" ")
-    return value.item() if hasattr(value, "item") else value
+        text = value.split(b"\0", 1)[0].decode("latin-1")
+        return text if all(map(_is_text, text)) else value.ljust(size, b"\0").hex(" ")
+    number = value.item() if hasattr(value, "item") else value
+    return names.get(number, number) if names else number
+
+
+def _is_text(character: str) -> bool:
+    return character in "\t\n\r" or " " <= character <= "~"
 
 
 def text(value: Any) -> str:
@@ -106,6 +173,8 @@ def text(value: Any) -> str:
         return f"[{' '.join(map(text, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str):
+        return value.encode("unicode_escape").decode() if "\n" in value or "\r" in value else value
     return "-" if value is None else str(value)
 
 

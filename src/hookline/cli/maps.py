@@ -190,9 +190,10 @@ def update(
     from hookline.cli._output import print_json
 
     with _loaded.open_map(name) as opened:
-        wanted = _parsed(key, "key")
-        opened[wanted] = _parsed(value, "value")
-        entry = {"key": _parsed(key, "key"), **_entries.value_document(opened, opened[wanted])}
+        wanted = _entries.given(opened, "key", _parsed(key, "key"))
+        opened[wanted] = _entries.given(opened, "value", _parsed(value, "value"))
+        names = _entries.names_of(opened, "value")
+        entry = {"key": _parsed(key, "key"), **_entries.value_document(opened, opened[wanted], names)}
     if as_json:
         print_json(entry)
     else:
@@ -208,14 +209,19 @@ def delete(name: MapArgument, key: KeyArgument, as_json: JsonOption = False) -> 
     Examples:
       hookline maps delete limits 7
     """
+    from hookline.cli import _entries
     from hookline.cli._output import print_json
     from hookline.errors import HooklineError
 
     with _loaded.open_map(name) as opened:
         try:
-            del opened[_parsed(key, "key")]
+            del opened[_entries.given(opened, "key", _parsed(key, "key"))]
         except KeyError:
-            raise HooklineError(f"map {opened.name!r} has no entry {key}") from None
+            raise HooklineError(
+                f"map {opened.name!r} has no entry {key}",
+                why="no such key is in it now",
+                remedy=f"hookline maps dump {opened.id} shows the entries",
+            ) from None
     if as_json:
         print_json({"deleted": _parsed(key, "key")})
     else:
@@ -228,7 +234,9 @@ def _parsed(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"the {what} is no JSON: {text}", why=str(error)) from None
+        raise UsageError(
+            f"the {what} is no JSON: {text}", why=str(error), remedy='write 7, "text", [1, 2] or {"port": 80}'
+        ) from None
 
 
 def _snapshot(opened: Map) -> dict[str, _loaded.Document]:

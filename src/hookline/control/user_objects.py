@@ -118,10 +118,17 @@ def unload(name: str) -> UserObject:
         raise NotThere(
             f"no object {name!r} is loaded",
             remedy=f"there are {loaded}" if loaded else "there is none at all",
+            why=f"nothing of that name is pinned below {FOLDER}"
+            if "/" not in name
+            else "there is no such folder",
         )
     found = _described(folder)
     if not (found.programs or found.maps or found.links) and any(folder.iterdir()):
-        raise NotThere(f"{folder} holds no object", why="it has none of programs, maps and links")
+        raise NotThere(
+            f"{folder} holds no object",
+            why="it has none of programs, maps and links",
+            remedy="hookline programs list --mine shows what is pinned, and where",
+        )
     _remove(folder)
     return found
 
@@ -138,8 +145,15 @@ def _checked(name: str) -> str:
         raise ControlError(
             f"{name!r} cannot be an object's name",
             why="it is 1 to 63 letters, digits, underscores and hyphens",
+            remedy="give it another: --name counter",
         )
     return name
+
+
+def _places(programs: dict[str, bpf.Program]) -> str:
+    """Where the first program that has places can be attached."""
+    found = ((name, form) for name, one in programs.items() for form in bpf.target_forms(one.type))
+    return next((f"write for example {name}={form}" for name, form in found), "attach nothing: load it alone")
 
 
 def _wanted(programs: dict[str, bpf.Program], text: str) -> _Wanted:
@@ -147,7 +161,11 @@ def _wanted(programs: dict[str, bpf.Program], text: str) -> _Wanted:
     title, equals, target = text.partition("=")
     if equals and "/" not in title and ":" not in title:
         if title not in programs:
-            raise ControlError(f"there is no program {title!r}", remedy=f"there are {', '.join(programs)}")
+            raise ControlError(
+                f"there is no program {title!r}",
+                remedy=f"there are {', '.join(programs)}",
+                why="the object has none of this name, or --program leaves it out",
+            )
         return _Wanted(programs[title], target)
     kind = text.partition(":")[0]
     types = bpf.target_types(text)
@@ -159,10 +177,12 @@ def _wanted(programs: dict[str, bpf.Program], text: str) -> _Wanted:
         raise ControlError(
             f"no program can be attached to {text}",
             why=f"{kind} takes {' or '.join(types)}, and there are {has}",
+            remedy=_places(programs),
         )
     raise ControlError(
         f"{text} could be for {', '.join(one.name for one in fitting)}",
         remedy=f"say which: {fitting[0].name}={text}",
+        why="several programs are of the type that it takes",
     )
 
 

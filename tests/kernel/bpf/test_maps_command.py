@@ -309,3 +309,58 @@ def test_every_type_is_dumped_or_refused_with_a_reason(
                 outcomes["refused"].add(found.type)
     assert outcomes["dumped"] >= {"hash", "array", "percpu_hash", "lpm_trie", "array_of_maps", "sockmap"}
     assert outcomes["refused"] >= {"queue", "stack", "bloom_filter", "sk_storage"}
+
+
+NAMED = """
+#include "types.h"
+enum color { RED = 3, BLUE = 7 };
+struct record { enum color first; char name[8]; struct { enum color inner; }; enum color both[2]; };
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, unsigned int);
+	__type(value, struct record);
+} records SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 2);
+	__type(key, enum color);
+	__type(value, enum color);
+} colors SEC(".maps");
+const volatile char greeting[16] = "hello %d\\n";
+SEC("xdp") int greet(void *ctx)
+{
+	unsigned int key = 0;
+	return bpf_map_lookup_elem(&records, &key) && bpf_map_lookup_elem(&colors, &key) ? greeting[3] : XDP_PASS;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def test_enums_are_named_and_text_is_whole(
+    read: Callable[..., Any], run: Callable[..., str], compiled: Callable[..., Path]
+) -> None:
+    with bpf.Object.open(compiled(NAMED)) as obj:
+        obj.load()
+        records, colors = obj.maps["records"], obj.maps["colors"]
+        shown = '{"first": "BLUE", "name": "hi", "inner": "RED", "both": ["RED", 9]}'
+        assert read("update", records.id, 0, shown)["value"] == json.loads(shown)
+        records.put(1, {"first": 5, "name": b"a\xff\1z"})
+        found = [one["value"] for one in read("dump", records.id)["entries"]]
+        theirs = bpftool("map", "dump", "id", str(records.id))
+        assert found[0] == json.loads(shown)
+        assert found[1] == {"first": 5, "name": "61 ff 01 7a 00 00 00 00", "inner": 0, "both": [0, 0]}
+        for ours, one in zip(found, theirs, strict=True):
+            assert (ours["first"], ours["both"]) == (
+                one["formatted"]["value"]["first"],
+                one["formatted"]["value"]["both"],
+            )
+        assert run("update", colors.id, '"RED"', '"BLUE"') == '"RED" is -\n'  # names have no sum
+        (entry,) = read("dump", colors.id)["entries"]
+        assert entry["key"] == "RED"
+        assert set(entry["cpus"]) == {"BLUE"}
+        assert run("delete", colors.id, '"RED"') == '"RED" is removed\n'
+        assert "takes a number" in run("delete", colors.id, '"PINK"', status=1)
+        (entry,) = read("dump", obj.maps[".rodata"].id)["entries"]
+        assert entry["value"] == {"greeting": "hello %d\n"}
+        assert "hello %d\\n" in run("dump", obj.maps[".rodata"].id)

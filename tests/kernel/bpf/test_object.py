@@ -236,7 +236,19 @@ def test_foreign_and_old_objects(compiled: Callable[..., Path], tmp_path: Path) 
         bpf.Object.open("/bin/true")
     with pytest.raises(bpf.ObjectError, match="magic number"):
         bpf.Object.open(Path(__file__))
-    with pytest.raises(bpf.ObjectError, match=r"cannot read.*No such file"):
+    os.mkfifo(tmp_path / "pipe.bpf.o")
+    with (tmp_path / "vast.bpf.o").open("wb") as vast:
+        vast.truncate(1 << 40)
+    for path, said in (
+        (tmp_path / "pipe.bpf.o", "no regular file"),
+        ("/dev/zero", "no regular file"),
+        (tmp_path / "vast.bpf.o", r"1099511627776 bytes.*no object has more"),
+        (tmp_path, r"Is a directory.*the object's file in it"),
+        ("", "No such file"),
+    ):
+        with pytest.raises(bpf.ObjectError, match=said):
+            bpf.Object.open(path)
+    with pytest.raises(bpf.ObjectError, match=r"cannot read.*No such file.*programs build"):
         bpf.Object.open(tmp_path / "absent.bpf.o")
 
 

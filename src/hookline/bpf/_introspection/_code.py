@@ -400,6 +400,10 @@ def _engine(machine: str) -> Any:
         "ppc64le": ("CS_ARCH_PPC", "CS_MODE_64"),
     }
     if machine not in known:
-        raise BpfError("machine code cannot be shown as text", why=f"capstone has no {machine} here")
+        raise BpfError(
+            "machine code cannot be shown as text",
+            why=f"capstone has no {machine} here",
+            remedy="see its bytes instead: hookline programs dump --jited",
+        )
     architecture, mode = known[machine]
     return capstone.Cs(getattr(capstone, architecture), getattr(capstone, mode))

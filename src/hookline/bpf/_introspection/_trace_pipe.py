@@ -162,4 +162,4 @@ def _refused(error: OSError) -> BpfError:
         )
     if error.errno in (errnos.EACCES, errnos.EPERM):
         return failure(errnos.EPERM, what, capability="CAP_SYS_ADMIN")
-    return BpfError(what, errno=error.errno or 0)
+    return BpfError(what, errno=error.errno or 0, remedy="hookline doctor shows whether tracefs is mounted")

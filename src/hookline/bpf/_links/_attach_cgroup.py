@@ -170,6 +170,7 @@ def attach_netns(program: ProgramHandle, namespace: str | os.PathLike[str] | int
             f"cannot attach program {program.name!r} to {where}",
             errno=-result,
             why="it, or the first network namespace, has a flow dissector already; there can be only one",
+            remedy="detach that one first: bpftool net list names it",
         )
     return Link(made(result, program, where, capability="CAP_NET_ADMIN CAP_BPF"))
 

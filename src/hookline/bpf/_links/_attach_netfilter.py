@@ -35,7 +35,11 @@ def attach_netfilter(
     hook_number = one_of(NETFILTER_HOOKS, hook, "netfilter hook")
     family_number = one_of(_FAMILIES, family, "family of netfilter's")
     if not _RESERVED[0] < priority < _RESERVED[1]:
-        raise BpfError(f"{priority} is no priority", why="the first and last of 32 bits are the kernel's own")
+        raise BpfError(
+            f"{priority} is no priority",
+            why="the first and last of 32 bits are the kernel's own",
+            remedy="choose one between them, such as 0",
+        )
     flags = _DEFRAGMENT if defragment else 0
     result = create(
         program,

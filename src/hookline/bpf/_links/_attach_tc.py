@@ -174,11 +174,17 @@ def _refusal(errno: int, what: str, expected_revision: int, neighbour: Place) ->
             remedy="read the hook again and decide anew",
         )
     if errno == errnos.EEXIST:
-        return BpfError(what, errno=errno, why="the program is on this hook already; nothing was changed")
+        return BpfError(
+            what,
+            errno=errno,
+            why="the program is on this hook already; nothing was changed",
+            remedy="detach it first, or leave it as it is",
+        )
     if neighbour is not None and neighbour != "all" and errno in (errnos.ENOENT, errnos.EINVAL):
         return BpfError(
             what,
             errno=errno,
             why=f"{neighbour!r}, which it is to run before or after, is not on this hook; nothing was changed",
+            remedy="name a program or link that is on it",
         )
     return failure(errno, what, capability="CAP_NET_ADMIN CAP_BPF")

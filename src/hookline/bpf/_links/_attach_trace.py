@@ -131,7 +131,11 @@ def _tracepoint_number(name: str) -> int:
         group, _, event = name.partition(":")
     path_text(name, "tracepoint")
     if not group or not event or "/" in event:
-        raise BpfError(f"{name!r} is no tracepoint", remedy="write GROUP/NAME, such as sched/sched_switch")
+        raise BpfError(
+            f"{name!r} is no tracepoint",
+            remedy="write GROUP/NAME, such as sched/sched_switch",
+            why="a tracepoint has a group and a name",
+        )
     try:
         return int((events / group / event / "id").read_text())
     except OSError as error:
@@ -145,6 +149,7 @@ def _tracepoint_number(name: str) -> int:
         f"there is no tracepoint {name!r}",
         errno=errnos.ENOENT,
         remedy=f"did you mean {meant}? See {events}" if meant else f"see {events}",
+        why=f"group {group} has none of that name" if there else f"there is no group {group}",
     )
 
 
@@ -164,7 +169,11 @@ def attach_kprobe(program: ProgramHandle, function: str, *, offset: int, returns
     kind, config = probe_source("kprobe", returns=returns)
     what = f"cannot attach program {program.name!r} to {where}"
     if returns and offset:
-        raise BpfError(what, why="a return has no offset in the function")
+        raise BpfError(
+            what,
+            why="a return has no offset in the function",
+            remedy="leave the offset out, or probe the entry: kprobe:FUNCTION+OFFSET",
+        )
     text = c_text(function, "function of the kernel")
     number(offset, "offset in a function", 0, (1 << 63) - 1)
     try:
@@ -235,7 +244,12 @@ def _matching(pattern: str) -> list[str]:
 def _no_function(error: BpfError, function: str, what: str, offset: int) -> BpfError:
     """A refusal, told as a missing function where that is the reason."""
     if error.errno == errnos.EILSEQ:
-        return BpfError(what, errno=error.errno, why=f"no instruction begins at {offset:#x}")
+        return BpfError(
+            what,
+            errno=error.errno,
+            why=f"no instruction begins at {offset:#x}",
+            remedy="choose the offset of an instruction: objdump -d, or offset 0",
+        )
     if error.errno not in (errnos.ENOENT, errnos.ESRCH, errnos.EADDRNOTAVAIL, errnos.EINVAL):
         return error
     try:
@@ -263,7 +277,11 @@ def attach_tracing(program: ProgramHandle) -> Link:
     where = program.section or "what it was loaded for"
     expect_type(program, where, "tracing", "lsm", "ext")
     if program.expected_attach_type == AttachType.TRACE_ITER:
-        raise BpfError(f"program {program.name!r} is an iterator", remedy="use attach_iterator")
+        raise BpfError(
+            f"program {program.name!r} is an iterator",
+            remedy="use attach_iterator",
+            why="it is run by reading it, not by an event",
+        )
     attr = _syscall.attributes("QI4x", 0, program.fd)
     result = _syscall.call(Command.RAW_TRACEPOINT_OPEN, attr)
     what = f"cannot attach program {program.name!r} to {where}"
@@ -272,7 +290,12 @@ def attach_tracing(program: ProgramHandle) -> Link:
             f"{where.partition('/')[0]} hooks on this processor", errno=-result, remedy="use a kprobe"
         )
     if result == -errnos.EBUSY:
-        raise BpfError(what, errno=-result, why="another tracer holds the function: ftrace, or a live patch")
+        raise BpfError(
+            what,
+            errno=-result,
+            why="another tracer holds the function: ftrace, or a live patch",
+            remedy="end that tracer, or attach to another function",
+        )
     return Link(made(result, program, where))
 
 

@@ -56,7 +56,12 @@ def attach_uprobe(
         )
     except BpfError as error:
         if error.errno == errnos.ESRCH and pid is not None:
-            raise BpfError(what, errno=errnos.ESRCH, why=f"there is no process {pid}") from None
+            raise BpfError(
+                what,
+                errno=errnos.ESRCH,
+                why=f"there is no process {pid}",
+                remedy="leave pid out, or name one that lives",
+            ) from None
         raise
     return link_event(program, event, where, cookie)
 

@@ -41,13 +41,18 @@ def attach_xdp(program: ProgramHandle, interface: str | int, mode: Literal["auto
     what = f"cannot attach program {program.name!r} to {name}"
     if -result in (errnos.EBUSY, errnos.EEXIST):
         raise _occupied(-result, what, index, name)
-    remedy = ""
     if program.expected_attach_type in (AttachType.XDP_DEVMAP, AttachType.XDP_CPUMAP):
         raise BpfError(
             what, errno=-result, why="it was loaded for the entries of a map", remedy="put it into the map"
         )
-    if mode in ("native", "offload") and result != -errnos.EPERM:
-        remedy = "its driver may not support this mode: use mode auto or generic"
+    if mode == "offload" and result in (-errnos.EINVAL, -errnos.EOPNOTSUPP):
+        raise BpfError(
+            f"{what} in mode offload",
+            errno=-result,
+            why=f"the network card of {name} has to run the program itself, and its driver does not offer that",
+            remedy="use mode auto, native or generic",
+        )
+    remedy = "use mode auto or generic: its driver may not have this one" if mode == "native" else ""
     raise failure(-result, what, capability="CAP_NET_ADMIN CAP_BPF", remedy=remedy)
 
 
@@ -88,7 +93,12 @@ def _occupied(errno: int, what: str, index: int, name: str) -> BpfError:
 
     attached = xdp_program(index)
     if attached is None:
-        return BpfError(what, errno=errno, why=f"{name} has an XDP program already; nothing was changed")
+        return BpfError(
+            what,
+            errno=errno,
+            why=f"{name} has an XDP program already; nothing was changed",
+            remedy=f"ip link show dev {name} names it",
+        )
     number, mode = attached
     remedy = f"ip link set dev {name} {({2: 'xdpgeneric', 3: 'xdpoffload'}).get(mode, 'xdp')} off"
     for link in links():

@@ -48,7 +48,11 @@ def find_file(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if "/" in text:
         if not os.path.isfile(text):
-            raise BpfError(f"there is no file {text}", errno=errnos.ENOENT)
+            raise BpfError(
+                f"there is no file {text}",
+                errno=errnos.ENOENT,
+                remedy="give the path of a program or library, or a name that PATH or the linker knows",
+            )
         return Path(text)
     found = shutil.which(text)
     if found:
@@ -100,12 +104,24 @@ class Executable:
                 for name in (".symtab", ".dynsym"):
                     self._add(elf, name)
         except OSError as error:
-            raise BpfError(f"cannot read {path}", errno=error.errno or 0) from None
+            raise BpfError(
+                f"cannot read {path}",
+                errno=error.errno or 0,
+                remedy="check that it is a program or library that this user may read",
+            ) from None
         except ELFError as error:
-            raise BpfError(f"{path} is no ELF file", errno=errnos.ENOEXEC, why=str(error)) from None
+            raise BpfError(
+                f"{path} is no ELF file",
+                errno=errnos.ENOEXEC,
+                why=str(error),
+                remedy="name the program itself, not a script that starts it",
+            ) from None
         except _NONSENSE as error:
             raise BpfError(
-                f"{path} is damaged", errno=errnos.ENOEXEC, why=f"its headers make no sense: {error}"
+                f"{path} is damaged",
+                errno=errnos.ENOEXEC,
+                why=f"its headers make no sense: {error}",
+                remedy="install it again",
             ) from None
 
     def offset_of(self, symbol: str) -> int:
@@ -188,7 +204,11 @@ class Executable:
         for part in self._segments:
             if part.address <= address < part.address + part.size:
                 return address - part.address + part.offset
-        raise BpfError(f"{symbol!r} of {self.path} is in no part of the file that is loaded")
+        raise BpfError(
+            f"{symbol!r} of {self.path} is in no part of the file that is loaded",
+            why="the symbol has an address outside of all segments",
+            remedy="probe another function",
+        )
 
 
 def _symbol_layout(wide: bool, little: bool) -> np.dtype[Any]:

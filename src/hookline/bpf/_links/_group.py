@@ -46,7 +46,11 @@ class LinkGroup(Owner):
         """
         folder = pin.location(path)
         if not folder.is_dir():
-            raise BpfError(f"{folder} is no folder of pinned links", errno=2)
+            raise BpfError(
+                f"{folder} is no folder of pinned links",
+                errno=2,
+                remedy=f"find {pin.BPFFS} -type f lists the pins",
+            )
         links: list[Link] = []
         try:
             for entry in sorted(folder.iterdir()):

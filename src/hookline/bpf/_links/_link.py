@@ -280,4 +280,5 @@ def expect_type(program: ProgramHandle, where: str, *types: str) -> None:
             f"cannot attach program {program.name!r} to {where}",
             errno=errnos.EINVAL,
             why=f"it is of type {program.type}, and the hook takes {' or '.join(types)}",
+            remedy="attach it to a hook of its type, or compile it with another SEC()",
         )

@@ -86,7 +86,11 @@ def query(hook: str, *, effective: bool = False) -> Hook:
             return _ask(target, attach_type, hook)
         finally:
             os.close(target)
-    raise BpfError(f"{hook!r} is no hook that can be asked", remedy=f"write {_FORMS}")
+    raise BpfError(
+        f"{hook!r} is no hook that can be asked",
+        remedy=f"write {_FORMS}",
+        why="only hooks that hold several programs can be asked",
+    )
 
 
 def _ask(target: int, attach_type: AttachType, hook: str, flags: int = 0) -> Hook:

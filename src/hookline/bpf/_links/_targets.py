@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hookline.bpf._arguments import one_of
-from hookline.bpf._errors import BpfError
+from hookline.bpf._errors import BpfError, TargetError
 from hookline.bpf._links import _attach_cgroup, _attach_netfilter, _attach_trace
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from hookline.bpf._links._link import Link
     from hookline.bpf._programs._program import Program
 
-__all__ = ["TARGETS", "attach", "from_section", "target_types"]
+__all__ = ["TARGETS", "attach", "from_section", "target_forms", "target_types"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class _Target:
 def attach(program: Program, target: str) -> Link | ClsactFilter | LinkGroup:
     """Attach by a target's text, or by the section; see `Program.attach`."""
     if "\0" in target:
-        raise BpfError(f"{target!r} is no place to attach to", why="it has a zero byte")
+        raise TargetError(
+            f"{target!r} is no place to attach to",
+            why="it has a zero byte",
+            remedy="leave the byte out: no name of the kernel has one",
+        )
     text = target or from_section(program.section)
     _, _, where = text.partition(":")
     if not text:
@@ -56,9 +61,14 @@ def target_types(target: str) -> tuple[str, ...]:
     """The program types that a target takes: ``("xdp",)`` for ``"xdp:eth0"``.
 
     Raises:
-        BpfError: It is no target; the error lists the forms.
+        TargetError: It is no target; the error lists the kinds.
     """
     return _kind(target, "")[1].types
+
+
+def target_forms(program_type: str) -> tuple[str, ...]:
+    """How the targets are written that take programs of a type: ``("xdp:IFACE[:native|generic|offload]",)`` for ``"xdp"``."""
+    return tuple(target.form for target in _TARGETS.values() if program_type in target.types)
 
 
 def from_section(section: str) -> str:
@@ -241,15 +251,20 @@ def _kind(text: str, forms: str) -> tuple[str, _Target]:
     if kind in _TARGETS:
         return kind, _TARGETS[kind]
     close = difflib.get_close_matches(kind, _TARGETS, 1)
-    raise BpfError(
+    if forms or close:
+        remedy = (f"did you mean {close[0]}? " if close else "") + f"Write {forms or _TARGETS[close[0]].form}"
+    else:
+        remedy = "write KIND:WHERE, such as xdp:eth0, tc:eth0:ingress, tracepoint:sched/sched_switch"
+    raise TargetError(
         f"{text!r} is no place to attach to",
-        remedy=(f"did you mean {close[0]}? " if close else "") + f"Write {forms or ', '.join(TARGETS)}",
+        why=textwrap.fill(f"the kinds of places are {', '.join(_TARGETS)}", 88),
+        remedy=remedy,
     )
 
 
 def _forms(program: Program) -> str:
     """The targets that take the program."""
-    return ", ".join(target.form for target in _TARGETS.values() if program.type in target.types)
+    return ", ".join(target_forms(program.type))
 
 
 def _otherwise(program: Program) -> str:
@@ -275,19 +290,29 @@ def _unplaced(program: Program) -> BpfError:
 
 def _required(text: str, kind: str) -> str:
     if not text:
-        raise BpfError(f"{kind!r} does not say where", remedy=f"write {_TARGETS[kind].form}")
+        raise TargetError(
+            f"{kind!r} does not say where", why="the place is missing", remedy=f"write {_TARGETS[kind].form}"
+        )
     return text
 
 
 def _end(words: list[str], kind: str) -> None:
     if words:
-        raise BpfError(f"{':'.join(words)!r} is too much", remedy=f"write {_TARGETS[kind].form}")
+        raise TargetError(
+            f"{':'.join(words)!r} is too much",
+            why="nothing follows there",
+            remedy=f"write {_TARGETS[kind].form}",
+        )
 
 
 def _path_and(where: str, kind: str) -> tuple[str, str]:
     path, _, rest = where.rpartition(":")
     if not path or not rest:
-        raise BpfError(f"{where!r} is no PATH:FUNCTION", remedy=f"write {_TARGETS[kind].form}")
+        raise TargetError(
+            f"{where!r} is no PATH:FUNCTION",
+            why="one of the two is missing",
+            remedy=f"write {_TARGETS[kind].form}",
+        )
     return path, rest
 
 
@@ -300,7 +325,9 @@ def _number(text: str, what: str) -> int:
     try:
         return int(text, 0)
     except ValueError:
-        raise BpfError(f"{text!r} is no {what}", remedy="write a number") from None
+        raise TargetError(
+            f"{text!r} is no {what}", why="it is no number", remedy="write a number, such as 16 or 0x10"
+        ) from None
 
 
 def _many(text: str) -> str | list[str]:

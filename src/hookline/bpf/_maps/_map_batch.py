@@ -215,6 +215,7 @@ class MapBatches(MapHandle):
                     f"the keys of map {self.name!r} cannot be listed",
                     errno=-result,
                     why=f"the kernel does not list those of a {self.type} map",
+                    remedy="look up a key that you know",
                 )
             if result < 0:
                 raise failure(-result, f"cannot read the keys of map {self.name!r}")

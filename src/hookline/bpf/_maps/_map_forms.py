@@ -92,7 +92,11 @@ def _descriptor(given: Any, wanted: str, opened: ExitStack) -> Any:
         try:
             fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise BpfError(f"cannot open {os.fspath(given)}", errno=error.errno or 0) from None
+            raise BpfError(
+                f"cannot open {os.fspath(given)}",
+                errno=error.errno or 0,
+                remedy="name a path that is there and that this user may open",
+            ) from None
         opened.callback(os.close, fd)
         return fd
     if hasattr(given, "fd"):
@@ -102,4 +106,8 @@ def _descriptor(given: Any, wanted: str, opened: ExitStack) -> Any:
     try:
         return int(given)
     except (TypeError, ValueError):
-        raise BpfError(f"{given!r} cannot be put there", why=f"{wanted} is wanted") from None
+        raise BpfError(
+            f"{given!r} cannot be put there",
+            why=f"{wanted} is wanted",
+            remedy="give the thing itself, its descriptor, or its path",
+        ) from None

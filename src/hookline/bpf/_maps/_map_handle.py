@@ -155,7 +155,9 @@ class MapHandle(Owner):
         dtype = btf.dtype(type_id, f"{what} of map {self.name!r}")
         if dtype.itemsize != size:
             raise BpfError(
-                f"the {what} of map {self.name!r} has {size} bytes", why=f"its BTF type has {dtype.itemsize}"
+                f"the {what} of map {self.name!r} has {size} bytes",
+                why=f"its BTF type has {dtype.itemsize}",
+                remedy="compile the object again: its types are not its map's",
             )
         return dtype
 
@@ -233,7 +235,11 @@ class MapHandle(Owner):
         cpus = _syscall.possible_cpus()
         if not self.per_cpu or not 0 <= cpu < cpus:
             why = f"there are {cpus} CPUs" if self.per_cpu else f"it is a {self.type}"
-            raise BpfError(f"map {self.name!r} has no value of CPU {cpu}", why=why)
+            raise BpfError(
+                f"map {self.name!r} has no value of CPU {cpu}",
+                why=why,
+                remedy="leave the CPU out, or name one that there is",
+            )
         found = self._find(key)
         slots = np.zeros((cpus, rounded(self._definition.value_size)), np.uint8)
         if found is not None:
@@ -332,7 +338,11 @@ class MapHandle(Owner):
 
     def _require_keys(self) -> None:
         if not self._definition.key_size:
-            raise BpfError(f"map {self.name!r} has no keys", why=f"it is a {self.type}")
+            raise BpfError(
+                f"map {self.name!r} has no keys",
+                why=f"it is a {self.type}",
+                remedy="a queue or stack: push(), pop() and peek(); a Bloom filter: push() and might_contain()",
+            )
 
     def _value(self, value: object) -> ctypes.Array[ctypes.c_char]:
         size = self._slot_size
@@ -395,7 +405,12 @@ class MapHandle(Owner):
                 remedy="give the map values of type __u64",
             )
         if errno in UNSUPPORTED:
-            return BpfError(what, errno=errno, why=f"only programs read the entries of a {self.type} map")
+            return BpfError(
+                what,
+                errno=errno,
+                why=f"only programs read the entries of a {self.type} map",
+                remedy="let a program read it, or keep a copy in a map of another type",
+            )
         return failure(errno, what)
 
     def _write_failure(self, errno: int, verb: str = "write to", note: str = "") -> BpfError:
@@ -408,7 +423,12 @@ class MapHandle(Owner):
                 remedy="give it more before the load: Object.resize(name, max_entries)",
             )
         if errno == errnos.EPERM and self.frozen:
-            return BpfError(f"cannot {verb} map {self.name!r}", errno=errno, why="it is frozen")
+            return BpfError(
+                f"cannot {verb} map {self.name!r}",
+                errno=errno,
+                why="it is frozen",
+                remedy="load the object again: what is frozen stays so",
+            )
         if errno == errnos.EPERM and self._access == os.O_RDONLY:
             why = "it was made for reading only (BPF_F_RDONLY)"
             return BpfError(f"cannot {verb} map {self.name!r}", errno=errno, why=why)

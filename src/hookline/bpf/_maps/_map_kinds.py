@@ -139,4 +139,5 @@ class MapKinds(MapBatches):
             raise BpfError(
                 f"cannot {verb} map {self.name!r}",
                 why=f"it is a {self.type}, not a {' or '.join(sorted(kinds))}",
+                remedy="use what its type has: see help(bpf.Map)",
             )

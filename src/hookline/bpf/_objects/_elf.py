@@ -132,7 +132,7 @@ def _held(btf: Btf, number: int) -> list[int]:
 
 
 def _damaged_types(why: str) -> ObjectError:
-    return ObjectError("the type information (BTF) is damaged", why=why)
+    return ObjectError("the type information (BTF) is damaged", why=why, remedy=_RECOMPILE)
 
 
 def _check_header(data: bytes, name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno as errnos
 import mmap
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -33,6 +35,8 @@ _Item = TypeVar("_Item")
 # The verifier's log; its pages take memory only once they are written.
 _LOG_BYTES = 64 << 20
 _LOG_LEVELS = 7
+# Far more than any object has.
+_LARGEST = 256 << 20
 
 
 class Constants(MutableMapping[str, Any]):
@@ -82,7 +86,11 @@ class Constants(MutableMapping[str, Any]):
             place[...] = fresh
 
     def __delitem__(self, name: str) -> None:
-        raise BpfError(f"constant {name!r} cannot be removed")
+        raise BpfError(
+            f"constant {name!r} cannot be removed",
+            why="it is part of the object",
+            remedy="set it to 0 or to an empty value",
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -168,16 +176,8 @@ class Object(Owner):
         if isinstance(source, bytes | bytearray | memoryview):
             return cls(bytes(source), name or "object", log_level=log_level)
         path = Path(source)
-        try:
-            data = path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise ObjectError(
-                f"cannot read {path}",
-                errno=getattr(error, "errno", 0),
-                why="" if isinstance(error, OSError) else str(error),
-                remedy="make ebpf-programs compiles Hookline's own",
-            ) from None
-        return cls(data, name or path.name.removesuffix(".o").removesuffix(".bpf"), log_level=log_level)
+        name = name or path.name.removesuffix(".o").removesuffix(".bpf")
+        return cls(_read(os.fspath(source)), name, log_level=log_level)
 
     @property
     def loaded(self) -> bool:
@@ -196,11 +196,19 @@ class Object(Owner):
             self._check_unloaded(f"map {name!r} cannot be resized")
             wanted = self.maps[name]
             if not 0 < max_entries < 1 << 32:
-                raise BpfError(f"map {name!r} cannot hold {max_entries} entries")
+                raise BpfError(
+                    f"map {name!r} cannot hold {max_entries} entries",
+                    why="a size is 1 to 4294967295 entries",
+                    remedy="give another size",
+                )
             handle = self._map_handles[name]
             result = self._library.bpf_map__set_max_entries(handle, max_entries)
             if result < 0:
-                raise BpfError(f"cannot resize map {name!r} to {max_entries} entries", errno=-result)
+                raise BpfError(
+                    f"cannot resize map {name!r} to {max_entries} entries",
+                    errno=-result,
+                    remedy="check the size against what the map's type takes: a ring needs a power of two of whole pages",
+                )
             wanted._definition = self._define(name, handle)
 
     def reuse(self, name: str, existing: Map) -> None:
@@ -215,7 +223,11 @@ class Object(Owner):
             self._check_same(wanted, existing)
             result = self._library.bpf_map__reuse_fd(self._map_handles[name], existing.fd)
             if result < 0:
-                raise BpfError(f"cannot reuse map {existing.name!r} as {name!r}", errno=-result)
+                raise BpfError(
+                    f"cannot reuse map {existing.name!r} as {name!r}",
+                    errno=-result,
+                    remedy="open the map again, and the object",
+                )
             wanted._definition = self._define(name, self._map_handles[name])
 
     def leave_out(self, *programs: str) -> None:
@@ -363,7 +375,10 @@ class Object(Owner):
             if unresolved is not None:
                 raise unresolved
             raise ObjectError(
-                f"libbpf cannot open {name}", errno=0, why="; ".join(said) or _libbpf.error_text(errno)
+                f"libbpf cannot open {name}",
+                errno=0,
+                why="; ".join(said) or _libbpf.error_text(errno),
+                remedy="compile it again with clang -O2 -g -target bpf",
             )
         return int(handle)
 
@@ -407,7 +422,11 @@ class Object(Owner):
         # libbpf goes on without BTF that it cannot read, and its functions take no NULL.
         place = self._library.btf__raw_data(types, ctypes.byref(size)) if types else None
         if not place:
-            raise ObjectError(f"{self.name} has no type information (BTF)")
+            raise ObjectError(
+                f"{self.name} has no type information (BTF)",
+                why="libbpf found none that it can read",
+                remedy="compile it again with clang -O2 -g -target bpf",
+            )
         return Btf(ctypes.string_at(place, size.value))
 
     def _list_programs(self) -> dict[str, Program]:
@@ -500,7 +519,9 @@ class Object(Owner):
     def _check_unloaded(self, what: str) -> None:
         if self._handle is None:
             state = "loaded already" if self._loaded else "closed"
-            raise BpfError(what, why=f"{self.name} is {state}")
+            raise BpfError(
+                what, why=f"{self.name} is {state}", remedy="open the object anew, and do it before load()"
+            )
 
     def _check_same(self, wanted: Map, existing: Map) -> None:
         """Raise unless a program compiled for one map can use the other."""
@@ -558,6 +579,35 @@ def _place(log: mmap.mmap) -> int:
 
 def _text(log: mmap.mmap) -> str:
     return log[: log.find(b"\0")].decode(errors="replace")
+
+
+def _read(path: str) -> bytes:
+    """A file that can be an object: a regular one, of no more than `_LARGEST` bytes.
+
+    Raises:
+        ObjectError: It is none, or cannot be read.
+    """
+    what = f"cannot read {path!r}"
+    try:
+        # Nobody waits for a pipe's writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                why = "it is no regular file but a device, pipe or socket"
+                raise ObjectError(what, errno=errnos.EINVAL, why=why, remedy="name the object's file")
+            if status.st_size > _LARGEST:
+                why = f"it has {status.st_size} bytes, and no object has more than {_LARGEST}"
+                raise ObjectError(what, errno=errnos.EFBIG, why=why, remedy="name the object's file")
+            return file.read(_LARGEST)
+    except OSError as error:
+        remedy = {
+            errnos.EISDIR: "name the object's file in it, such as count.bpf.o",
+            errnos.EACCES: "let this user read it: ls -l",
+        }.get(error.errno or 0, "check the path; hookline programs build FILE.bpf.c makes an object")
+        raise ObjectError(what, errno=error.errno or 0, remedy=remedy) from None
+    except ValueError:
+        why = "a path has no zero byte"
+        raise ObjectError(what, errno=errnos.EINVAL, why=why, remedy="leave it out") from None
 
 
 class _Named(Mapping[str, _Item]):

@@ -97,7 +97,12 @@ def explain(failure: Failure) -> BpfError:
             errno=failure.errno,
             remedy="run a kernel with CONFIG_DEBUG_INFO_BTF=y",
         )
-    return ObjectError(f"cannot load {failure.name}", errno=failure.errno, why=_words(failure))
+    return ObjectError(
+        f"cannot load {failure.name}",
+        errno=failure.errno,
+        why=_words(failure),
+        remedy="hookline verify says it of each program alone; hookline doctor shows what this kernel has",
+    )
 
 
 def refused_program(said: list[str]) -> str:
@@ -147,7 +152,12 @@ def _program_refused(failure: Failure, program: str) -> BpfError:
     why = f"it refused the program without a reason: {_words(failure)}"
     if failure.errno == errnos.EINVAL:
         return FeatureMissing(f"program type of {program!r}", errno=failure.errno, why=why)
-    return ObjectError(f"cannot load program {program!r} of {failure.name}", errno=failure.errno, why=why)
+    return ObjectError(
+        f"cannot load program {program!r} of {failure.name}",
+        errno=failure.errno,
+        why=why,
+        remedy="hookline doctor shows what this kernel has; leave the program out: --program, Object.only()",
+    )
 
 
 def _relocation_failed(failure: Failure, program: str, found: re.Match[str]) -> BpfError:
@@ -294,7 +304,11 @@ def _map_refused(failure: Failure) -> BpfError | None:
         return ObjectError(what, errno=errno, why="there is not enough memory for its size", remedy=remedy)
     if errno == errnos.EINVAL:
         return _map_invalid(what, failure.maps.get(name))
-    return ObjectError(what, errno=errno)
+    return ObjectError(
+        what,
+        errno=errno,
+        remedy="check its type, sizes and flags; hookline doctor shows what this kernel has",
+    )
 
 
 def _map_invalid(what: str, wanted: MapDefinition | None) -> BpfError:

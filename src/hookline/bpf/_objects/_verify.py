@@ -66,7 +66,9 @@ def verify(source: str | os.PathLike[str] | bytes, program: str = "") -> list[Ve
         programs = {one.name: (one.section, one.type) for one in obj.programs.values()}
     if not programs:
         raise ObjectError(
-            f"{name} has no programs", remedy='a program is a function with a section: SEC("xdp")'
+            f"{name} has no programs",
+            remedy='a program is a function with a section: SEC("xdp")',
+            why="no function of it is in a section of its own",
         )
     if program and program not in programs:
         raise unknown_name("program", program, list(programs), name)

@@ -93,7 +93,9 @@ class ProgramHandle(Owner):
         """
         if self._fd is None:
             raise BpfError(
-                f"program {self.name!r} is {'closed' if self._closed else 'not loaded'}", errno=errnos.EBADF
+                f"program {self.name!r} is {'closed' if self._closed else 'not loaded'}",
+                errno=errnos.EBADF,
+                remedy="load its object, and use it before close()",
             )
         return self._fd
 

@@ -167,7 +167,11 @@ class Btf:
 
     def __getitem__(self, type_id: int) -> Type:
         if not 0 <= type_id < len(self._types):
-            raise ObjectError(f"BTF type {type_id} does not exist", why=f"there are {len(self._types)}")
+            raise ObjectError(
+                f"BTF type {type_id} does not exist",
+                why=f"there are {len(self._types)}",
+                remedy="compile again with clang -g -target bpf",
+            )
         return self._types[type_id]
 
     def find(self, name: str, *kinds: Kind) -> int | None:
@@ -188,7 +192,11 @@ class Btf:
             if found.kind not in _QUALIFIERS:
                 return type_id, found
             type_id = found.target
-        raise ObjectError("the type information (BTF) is damaged", why="a type refers to itself")
+        raise ObjectError(
+            "the type information (BTF) is damaged",
+            why="a type refers to itself",
+            remedy="compile again with clang -g -target bpf",
+        )
 
     def is_volatile(self, type_id: int) -> bool:
         """Whether a variable's type is volatile, itself or as an array of volatile elements."""
@@ -216,7 +224,11 @@ class Btf:
             return self._build(type_id, label, 0)
         except (ValueError, TypeError, OverflowError) as error:
             # NumPy's refusal of sizes and names that no compiler writes.
-            raise ObjectError(f"the type information (BTF) of {label} is damaged", why=str(error)) from None
+            raise ObjectError(
+                f"the type information (BTF) of {label} is damaged",
+                why=str(error),
+                remedy="compile again with clang -g -target bpf",
+            ) from None
 
     def section(self, type_id: int, *, volatile: bool = False) -> np.dtype[Any]:
         """The dtype of a data section: one field per variable, only the volatile ones on request."""
@@ -237,7 +249,9 @@ class Btf:
             )
         except (ValueError, TypeError, OverflowError) as error:
             raise ObjectError(
-                f"the type information (BTF) of {section.name} is damaged", why=str(error)
+                f"the type information (BTF) of {section.name} is damaged",
+                why=str(error),
+                remedy="compile again with clang -g -target bpf",
             ) from None
 
     def layout(self, type_id: int) -> object:
@@ -343,7 +357,11 @@ class Btf:
 
     def _laid_out(self, type_id: int, depth: int) -> object:
         if depth > 64:
-            raise ObjectError("the type information (BTF) is damaged", why="a type contains itself")
+            raise ObjectError(
+                "the type information (BTF) is damaged",
+                why="a type contains itself",
+                remedy="compile again with clang -g -target bpf",
+            )
         _, found = self.resolve(type_id)
         match found.kind:
             case Kind.ARRAY:
@@ -364,7 +382,11 @@ class Btf:
 
     def _build(self, type_id: int, where: str, depth: int) -> np.dtype[Any]:
         if depth > 64:
-            raise ObjectError("the type information (BTF) is damaged", why=f"{where} contains itself")
+            raise ObjectError(
+                "the type information (BTF) is damaged",
+                why=f"{where} contains itself",
+                remedy="compile again with clang -g -target bpf",
+            )
         type_id, found = self.resolve(type_id)
         if type_id not in self._dtypes:
             self._dtypes[type_id] = self._make(found, where, depth)
@@ -385,7 +407,11 @@ class Btf:
             case Kind.STRUCT | Kind.UNION:
                 return self._structure(found, where, depth)
             case _:
-                raise BpfError(f"{where} has no NumPy dtype", why=f"it is a {found.kind.name.lower()} in BTF")
+                raise BpfError(
+                    f"{where} has no NumPy dtype",
+                    why=f"it is a {found.kind.name.lower()} in BTF",
+                    remedy="use a struct, a number or an array in its place",
+                )
 
     def _integer(self, found: Type, where: str) -> np.dtype[Any]:
         if found.width != found.size * 8:
@@ -425,7 +451,11 @@ class Btf:
     ) -> None:
         """Append a struct's members, with those of anonymous inner ones as its own."""
         if depth > 64:
-            raise ObjectError("the type information (BTF) is damaged", why=f"{where} contains itself")
+            raise ObjectError(
+                "the type information (BTF) is damaged",
+                why=f"{where} contains itself",
+                remedy="compile again with clang -g -target bpf",
+            )
         for member in found.members:
             label = f"{where}.{member.name or '(anonymous)'}"
             if member.bits or member.offset % 8:

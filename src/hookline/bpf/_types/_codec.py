@@ -204,7 +204,11 @@ def _is_raw(value: object) -> bool:
 
 def _exactly(raw: bytes, size: int, what: str) -> bytes:
     if len(raw) != size:
-        raise BpfError(f"{what} takes {size} bytes", why=f"{len(raw)} were given")
+        raise BpfError(
+            f"{what} takes {size} bytes",
+            why=f"{len(raw)} were given",
+            remedy="give exactly so many, or a number, dict or tuple",
+        )
     return raw
 
 
@@ -316,18 +320,28 @@ def _depth(value: object) -> int:
 
 def _fill_array(slot: Array, value: object, what: str) -> None:
     if isinstance(value, Set):
-        raise BpfError(f"{what} takes {len(slot)} elements in their order", why="a set was given")
+        raise BpfError(
+            f"{what} takes {len(slot)} elements in their order",
+            why="a set was given",
+            remedy="give a list of so many",
+        )
     items = _gathered(value, what)
     numbers = _fitted(items, slot.dtype, what)
     if numbers is not None:
         if numbers.shape != slot.shape:
             raise BpfError(
-                f"{what} has shape {slot.shape}", why=f"a value of shape {numbers.shape} was given"
+                f"{what} has shape {slot.shape}",
+                why=f"a value of shape {numbers.shape} was given",
+                remedy="give as many elements as it has",
             )
         slot[...] = canonical(numbers)
         return
     if (isinstance(items, np.ndarray) and not items.ndim) or len(items) != len(slot):
-        raise BpfError(f"{what} takes {len(slot)} elements", why=f"{_shown(value)} was given")
+        raise BpfError(
+            f"{what} takes {len(slot)} elements",
+            why=f"{_shown(value)} was given",
+            remedy="give a list of so many",
+        )
     for index, item in enumerate(items):
         fill(slot[index, ...], item, f"{what}[{index}]")
 
@@ -350,6 +364,7 @@ def _fill_members(slot: Array, names: tuple[str, ...], value: object, what: str)
         raise BpfError(
             f"{what} holds a union, so a tuple is ambiguous",
             remedy="give a dict that names one of its members",
+            why="its members share their place",
         )
     if len(value) != len(names):
         raise BpfError(
@@ -390,16 +405,30 @@ def _fill_scalar(slot: Array, value: object, what: str) -> None:
             # Bytes that are no UTF-8 are such in file names too (PEP 383).
             text = value.encode(errors="surrogateescape") if isinstance(value, str) else value
         except UnicodeEncodeError as error:
-            raise BpfError(f"{_shown(value)} does not fit {what}", why=str(error)) from None
+            raise BpfError(
+                f"{_shown(value)} does not fit {what}",
+                why=str(error),
+                remedy="give a list of numbers in their range",
+            ) from None
         if not isinstance(text, bytes | bytearray):
-            raise BpfError(f"{what} takes text", why=f"{_shown(value)} was given")
+            raise BpfError(
+                f"{what} takes text", why=f"{_shown(value)} was given", remedy='give a string: in JSON "text"'
+            )
         if len(text) > dtype.itemsize:
-            raise BpfError(f"{_shown(value)} does not fit {what}", why=f"it has {dtype.itemsize} bytes")
+            raise BpfError(
+                f"{_shown(value)} does not fit {what}",
+                why=f"it has {dtype.itemsize} bytes",
+                remedy="give a shorter text",
+            )
         slot[...] = bytes(text)
     elif dtype.kind == "V":
         raw = getattr(value, "tobytes", None)
         if raw is None:
-            raise BpfError(f"{what} takes {dtype.itemsize} raw bytes", why=f"{_shown(value)} was given")
+            raise BpfError(
+                f"{what} takes {dtype.itemsize} raw bytes",
+                why=f"{_shown(value)} was given",
+                remedy="give bytes of that length",
+            )
         slot[...] = np.frombuffer(_exactly(raw(), dtype.itemsize, what), dtype)[0]
     elif dtype.kind == "f":
         slot[...] = _real(dtype, value, what)
@@ -419,7 +448,9 @@ def _fill_whole(slot: Array, value: object, what: str) -> None:
             raise BpfError(
                 f"{_shown(value)} does not fit {what}", why=why, remedy="give int(…) of it"
             ) from None
-        raise BpfError(f"{what} takes a number", why=f"{_shown(value)} was given") from None
+        raise BpfError(
+            f"{what} takes a number", why=f"{_shown(value)} was given", remedy="give a number, without quotes"
+        ) from None
     if dtype.kind == "b" and not 0 <= number <= 1:
         raise _beyond(dtype, value, what)
     try:
@@ -436,7 +467,9 @@ def _real(dtype: np.dtype[Any], value: object, what: str) -> Array:
     except OverflowError:
         raise _beyond(dtype, value, what) from None
     except (TypeError, ValueError):
-        raise BpfError(f"{what} takes a number", why=f"{_shown(value)} was given") from None
+        raise BpfError(
+            f"{what} takes a number", why=f"{_shown(value)} was given", remedy="give a number, without quotes"
+        ) from None
     with np.errstate(over="ignore"):
         rounded = np.array(number).astype(dtype)
     if np.isinf(rounded) and value != float(rounded):

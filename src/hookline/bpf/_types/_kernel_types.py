@@ -115,7 +115,11 @@ def _vmlinux_bytes() -> bytes:
     except FileNotFoundError:
         raise FeatureMissing("BTF of its own (CONFIG_DEBUG_INFO_BTF)", minimum_kernel="5.2") from None
     except OSError as error:
-        raise BpfError(f"cannot read {VMLINUX}", errno=error.errno or 0) from None
+        raise BpfError(
+            f"cannot read {VMLINUX}",
+            errno=error.errno or 0,
+            remedy="check that sysfs is mounted, and that this user may read the file",
+        ) from None
 
 
 def _texts(data: bytes) -> bytes:
