@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hookline import bench, cli
-from hookline.bench import Row, Settings
+from hookline.bench import Row, Settings, _starts
 from hookline.bench import _rows as rows
 from hookline.bench._settings import pinned
 from hookline.errors import HooklineError
@@ -178,6 +179,16 @@ def test_every_row_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({entry["id"] for entry in listed}) == len(listed)
     assert cli.run(["bench", "--list"]) == 0
     assert "ring-consume" in capsys.readouterr().out
+    assert cli.run(["bench", "--list", "cli-help"]) == 0
+    shown = capsys.readouterr().out
+    assert "cli-help" in shown
+    assert "ring-consume" not in shown
+
+
+def test_what_may_not_be_run_is_no_fault_of_hookline(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("no program")
+    with pytest.raises(HooklineError, match=r"cannot run .*Permission denied"):
+        _starts.timed([str(tmp_path / "python")])
 
 
 def test_the_functions_that_measure_exist() -> None:
@@ -190,7 +201,8 @@ def test_the_functions_that_measure_exist() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["ring-consum"], 1, "there is no row ring-consum"),
+        (["ring-consum"], 2, "there is no row 'ring-consum'"),
+        (["--list", "ring-consum"], 2, "there is no row 'ring-consum'"),
         (["import-bpf", "--pin", "4096"], 1, "cannot measure on CPU 4096"),
         (["import-bpf", "--pin", "first"], 2, "neither the number of a CPU nor none"),
         (["import-bpf", "--pin", "-1"], 2, "neither the number of a CPU nor none"),
@@ -204,6 +216,8 @@ def test_what_cannot_be_measured(
     assert cli.run(["bench", *arguments]) == status
     shown = capsys.readouterr()
     assert said in shown.err
+    assert re.findall(r"^(error|why|do): ", shown.err, re.MULTILINE) == ["error", "why", "do"]
+    assert shown.out == ""
 
 
 def test_a_run_is_held_against_an_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -393,6 +393,22 @@ def test_a_table_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
         assert "[red]a[/red]" in shown, "cells are text, never markup"
         assert ("─" in shown) == coloured
         assert "\x1b[3" not in shown, "no colours are needed"
+        assert ("\x1b[1m" in shown) == (variables == {"NO_COLOR": ""})
+
+
+def test_a_table_wider_than_the_terminal_has_no_rule_to_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for columns, drawn in ((40, False), (80, True)):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        _output.print_table(("NAME", "PLACE"), [("a" * 30, "b" * 30)])
+        assert ("─" in terminal.getvalue()) == drawn
+        assert "a" * 30 in terminal.getvalue()
 
 
 def test_counts_and_shares() -> None:

@@ -8,7 +8,7 @@ machine; `compare` says which are more.
 from hookline.bench._compare import NOISE, Change, compare, read
 from hookline.bench._groups import GROUPS, Group
 from hookline.bench._rows import Row
-from hookline.bench._run import Measured, run
+from hookline.bench._run import Measured, UnknownRow, groups_of, run
 from hookline.bench._settings import Settings, choose_cpu
 
 __all__ = [
@@ -19,8 +19,10 @@ __all__ = [
     "Measured",
     "Row",
     "Settings",
+    "UnknownRow",
     "choose_cpu",
     "compare",
+    "groups_of",
     "read",
     "run",
 ]

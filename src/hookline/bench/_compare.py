@@ -58,8 +58,8 @@ def read(path: Path) -> list[Row]:
     except (ValueError, KeyError, TypeError) as error:
         raise HooklineError(
             f"{path} holds no rows of a bench",
-            why=f"{type(error).__name__}: {error}",
-            remedy=f"hookline bench --json >{path.name}",
+            why="it is not what hookline bench --json prints, or of another release",
+            remedy=f"make it anew: hookline bench --json >{path.name}",
         ) from error
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 import signal
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hookline.bench._groups import GROUPS, Group, LeftOutError
 from hookline.bench._rows import Row
@@ -66,11 +67,12 @@ def run(
         found: Told of each row as soon as it is there.
 
     Raises:
-        HooklineError: An id is not known, the lab cannot be made, or what was measured is wrong.
+        UnknownRow: An id is not known.
+        HooklineError: The lab cannot be made, or what was measured is wrong.
         NotPermitted: A row loads programs, and this process may not.
     """
     settings = settings or Settings()
-    groups = _wanted(ids)
+    groups = groups_of(ids)
     if any(group.privileged for group in groups):
         _check_privileges()
     result = Measured()
@@ -86,13 +88,23 @@ def run(
     return result
 
 
-def _wanted(ids: Sequence[str]) -> list[Group]:
+class UnknownRow(HooklineError):  # noqa: N818
+    """An id that no row has. Exit status 2: it came from a command line."""
+
+    exit_status: ClassVar[int] = 2
+
+
+def groups_of(ids: Sequence[str]) -> list[Group]:
+    """The groups of the rows of these ids; all where there are none.
+
+    Raises:
+        UnknownRow: No row has one of them.
+    """
     known = [name for group in GROUPS for name in group.rows]
     for name in ids:
         if name not in known:
-            raise HooklineError(
-                f"there is no row {name}", why=f"there are {', '.join(known)}", remedy="hookline bench --list"
-            )
+            there = textwrap.fill(f"there are {', '.join(known)}", 88)
+            raise UnknownRow(f"there is no row {name!r}", why=there, remedy="hookline bench --list")
     return [group for group in GROUPS if not ids or not set(ids).isdisjoint(group.rows)]
 
 

@@ -18,12 +18,19 @@ def timed(command: Sequence[str], environment: dict[str, str] | None = None) -> 
     """Milliseconds that a command takes.
 
     Raises:
-        HooklineError: It failed.
+        HooklineError: It failed, or may not be run.
     """
     start = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environment
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=environment
+        )
+    except OSError as error:
+        raise HooklineError(
+            f"cannot run {command[0]}",
+            why=error.strerror or str(error),
+            remedy="measure as a user that may run it, for example with sudo",
+        ) from None
     took = (time.perf_counter() - start) * 1e3
     if done.returncode != 0:
         raise HooklineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -87,10 +88,19 @@ def _print_drawn(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    head_style = (
+        "" if os.environ.get("NO_COLOR") else "bold"
+    )  # rich leaves bold on where colours are not wanted
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style=head_style
+    )
     for name, right in zip(head, numeric, strict=True):
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    # A table wider than the terminal is for the terminal to wrap: cells that are cut into pieces help nobody.
-    Console(highlight=False, width=UNLIMITED).print(Padding(table, (0, 0, 0, indent), expand=False))
+    console = Console(highlight=False, width=UNLIMITED)
+    if indent + console.measure(table).maximum > shutil.get_terminal_size().columns:
+        # It is for the terminal to wrap: cells that are cut into pieces help nobody, and a wrapped rule neither.
+        _print_plain(head, rows, numeric, indent)
+        return
+    console.print(Padding(table, (0, 0, 0, indent), expand=False))

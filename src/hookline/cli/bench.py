@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hookline.cli._errors import UsageError
+
 if TYPE_CHECKING:
-    from hookline.bench import Change, Row
+    from hookline.bench import Change, Group, Row
 
 REDRAW_S = 0.2
 
@@ -59,8 +61,9 @@ def bench(
     """
     from hookline import bench as rows
 
+    groups = rows.groups_of(ids or ())
     if list_rows:
-        _print_list(as_json)
+        _print_list(groups, ids or (), as_json)
         return
     earlier = rows.read(compare) if compare else None
     cpu = None if pin == "none" else rows.choose_cpu(_cpu(pin))
@@ -94,18 +97,22 @@ def _cpu(pin: str | None) -> int | None:
     if pin is None:
         return None
     if not pin.isdecimal():
-        raise typer.BadParameter(f"{pin!r} is neither the number of a CPU nor none", param_hint="--pin")
+        raise UsageError(
+            f"--pin {pin!r} is neither the number of a CPU nor none",
+            why="rows are measured on one CPU, or wherever the kernel puts them",
+            remedy="--pin 1, or --pin none",
+        )
     return int(pin)
 
 
-def _print_list(as_json: bool) -> None:
-    from hookline.bench import GROUPS
+def _print_list(groups: Sequence[Group], ids: Sequence[str], as_json: bool) -> None:
     from hookline.cli._output import print_table
 
     entries = [
         (name, "a lab" if group.lab else "root" if group.privileged else "nothing", text)
-        for group in GROUPS
+        for group in groups
         for name, text in group.rows.items()
+        if not ids or name in ids
     ]
     if as_json:
         print(json.dumps([dict(zip(("id", "needs", "measures"), entry, strict=True)) for entry in entries]))

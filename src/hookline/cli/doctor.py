@@ -46,6 +46,8 @@ def _print(report: Report) -> None:
 
     for done in report.fixed:
         print(f"fixed: {done}")
+    for told in report.unfixed:
+        print(f"not fixed: {told}")
     print_table(
         ("MACHINE", "", "FOUND"), [(one.name, _MARKS[one.status], one.value) for one in report.checks]
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hookline.cli._errors import explained
 from hookline.cli._options import JsonOption, check_path
 
 if TYPE_CHECKING:
@@ -40,16 +41,17 @@ def verify(
     from hookline.cli._output import print_json
 
     verdicts = bpf.verify(file, program)
+    words = ["verify", file, *(["--program", program] if program else []), *["--log"] * log]
     if as_json:
-        print_json({"file": file, "programs": [_document(verdict, log) for verdict in verdicts]})
+        print_json({"file": file, "programs": [_document(verdict, log, words) for verdict in verdicts]})
     else:
-        _print(verdicts, log)
+        _print(verdicts, log, words)
     statuses = {verdict.error.exit_status for verdict in verdicts if verdict.error is not None}
     if statuses:
         raise typer.Exit(1 if 1 in statuses else max(statuses))
 
 
-def _print(verdicts: list[Verdict], log: bool) -> None:
+def _print(verdicts: list[Verdict], log: bool, words: list[str]) -> None:
     from hookline.cli._output import print_table
 
     accepted = [verdict for verdict in verdicts if verdict.accepted]
@@ -60,7 +62,7 @@ def _print(verdicts: list[Verdict], log: bool) -> None:
         if not verdict.accepted:
             if accepted:
                 print()
-            _print_refusal(verdict, log)
+            _print_refusal(verdict, log, words)
             accepted = [verdict]
 
 
@@ -76,16 +78,16 @@ def _row(verdict: Verdict) -> tuple[str | int, ...]:
     )
 
 
-def _print_refusal(verdict: Verdict, log: bool) -> None:
+def _print_refusal(verdict: Verdict, log: bool, words: list[str]) -> None:
     from hookline import bpf
 
     error = verdict.error
     print(f"{verdict.program} ({verdict.type}): refused")
     if not isinstance(error, bpf.VerifierError):
         assert error is not None
-        print(f"  why:      {error.what}" + (f": {error.why}" if error.why else ""))
-        if error.remedy:
-            print(f"  do:       {error.remedy}")
+        told = explained(error, words)
+        print(f"  why:      {told['error']}: {told['why']}")
+        print(f"  do:       {told['remedy']}")
         return
     if error.source is not None:
         print(f"  at:       {error.source}  {error.source.text}".rstrip())
@@ -100,7 +102,7 @@ def _print_refusal(verdict: Verdict, log: bool) -> None:
         print(f"            {error.omitted} more lines: --log")
 
 
-def _document(verdict: Verdict, log: bool) -> dict[str, Any]:
+def _document(verdict: Verdict, log: bool, words: list[str]) -> dict[str, Any]:
     from hookline import bpf
 
     document: dict[str, Any] = {
@@ -116,7 +118,7 @@ def _document(verdict: Verdict, log: bool) -> dict[str, Any]:
     }
     error = verdict.error
     if error is not None:
-        refusal: dict[str, Any] = error.as_dict()
+        refusal: dict[str, Any] = {**explained(error, words)}
         if isinstance(error, bpf.VerifierError):
             source = error.source
             refusal |= {

@@ -111,6 +111,7 @@ class Report:
 
     Attributes:
         fixed: What was mounted, because it was asked for.
+        unfixed: What could not be mounted, and why.
         checks: The machine.
         functions: The data path's functions.
         foreign: Others' programs on the network's hooks; None where this user may not see them.
@@ -120,6 +121,7 @@ class Report:
     functions: tuple[FunctionReport, ...]
     foreign: tuple[Foreign, ...] | None
     fixed: tuple[str, ...] = field(default=())
+    unfixed: tuple[str, ...] = field(default=())
 
     @property
     def healthy(self) -> bool:
@@ -134,6 +136,7 @@ class Report:
         return {
             "healthy": self.healthy,
             "fixed": list(self.fixed),
+            "unfixed": list(self.unfixed),
             "checks": [asdict(check) for check in self.checks],
             "functions": functions,
             "foreign": None if self.foreign is None else [asdict(one) for one in self.foreign],
@@ -146,21 +149,26 @@ def examine(*, fix: bool = False) -> Report:
     Args:
         fix: Mount bpffs and tracefs first where they are not.
     """
-    fixed = tuple(_fix()) if fix else ()
+    fixed, unfixed = _fix() if fix else ((), ())
     features.forget()
     checks = [look() for look in _LOOKS]
-    return Report(tuple(checks), tuple(_functions()), _foreign(), fixed)
+    return Report(tuple(checks), tuple(_functions()), _foreign(), fixed, unfixed)
 
 
-def _fix() -> Iterator[str]:
+def _fix() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Mount what is not; what was, and what could not be."""
+    done, failed = [], []
     for kind, place, mount in (
         ("bpffs", bpf.pin.BPFFS, bpf.ensure_bpffs),
         ("tracefs", bpf.pin.TRACEFS, bpf.ensure_tracefs),
     ):
-        # What cannot be mounted is reported by its check, with the remedy.
-        with contextlib.suppress(HooklineError, OSError):
+        try:
             if mount():
-                yield f"{kind} mounted at {place}"
+                done.append(f"{kind} mounted at {place}")
+        except (HooklineError, OSError) as error:
+            why = error.why if isinstance(error, HooklineError) else error.strerror
+            failed.append(f"{kind} cannot be mounted at {place}: {why}")
+    return tuple(done), tuple(failed)
 
 
 # The kernel
@@ -268,7 +276,8 @@ def _mounts() -> list[tuple[str, str]]:
 def _mounted(name: str, kind: str, place: Path) -> Check:
     if (kind, str(place)) in _mounts():
         return Check(name, "ok", str(place))
-    return Check(name, "missing", "not mounted", f"hookline doctor --fix, or mount -t {kind} {kind} {place}")
+    command = "hookline doctor --fix" if os.geteuid() == 0 else "sudo hookline doctor --fix"
+    return Check(name, "missing", "not mounted", f"{command}, or mount -t {kind} {kind} {place}")
 
 
 def _cgroup() -> Check:

@@ -73,7 +73,7 @@ def test_xdp_native_on_veth_generic_on_lo(loaded: bpf.Object, wire: Wire, links_
         assert link.mode == "generic"
     with pytest.raises(bpf.BpfError, match="use mode auto or generic"):
         program.attach_xdp("lo", mode="native")
-    with pytest.raises(bpf.BpfError, match="use mode auto or generic"):
+    with pytest.raises(bpf.BpfError, match="use mode auto, native or generic"):
         program.attach_xdp("near", mode="offload")
     assert own_links(links_before) == set()
 
@@ -215,7 +215,7 @@ def test_bad_pins(loaded: bpf.Object, pins: Path, tmp_path: Path) -> None:
         bpf.Program.from_pin(pins / "words")
     with pytest.raises(bpf.BpfError, match="nothing is pinned at"):
         bpf.Map.from_pin(pins / "absent")
-    with pytest.raises(bpf.BpfError, match="cannot open the pin"):
+    with pytest.raises(bpf.BpfError, match="is no pin: it is a directory"):
         bpf.Map.from_pin(tmp_path)
     bpf.pin.remove(pins / "absent")
     bpf.pin.remove(pins / "words")
