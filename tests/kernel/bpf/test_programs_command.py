@@ -114,6 +114,16 @@ def test_list_shows_where_programs_are(
     assert listed[programs["add"].id]["attached"] == []
 
 
+def test_a_link_whose_interface_is_gone_is_detached(
+    run: Callable[..., str], loaded: bpf.Object, wire: Wire
+) -> None:
+    program = loaded.programs["xdp_pass"]
+    with program.attach_xdp("near"):
+        wire.run("ip", "link", "del", "near")
+        row = next(line for line in run("list").splitlines() if line.split()[0] == str(program.id))
+        assert "xdp:detached" in row
+
+
 def test_programs_that_go_away_while_they_are_listed(run: Callable[..., str], kinds: Path) -> None:
     stop = threading.Event()
 

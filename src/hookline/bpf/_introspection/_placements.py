@@ -139,7 +139,9 @@ def _described(link: LinkInfo, cgroups: dict[int, Path]) -> Placement:
     match link.type:
         case "xdp" | "tcx" | "netkit":
             # Without a number: the interface is gone, or the link was detached.
-            target, namespace = (f"#{link.interface_index}", "?") if link.interface_index else ("", "")
+            target, namespace = (
+                (f"#{link.interface_index}", "?") if link.interface_index else ("detached", "")
+            )
             detail = detail.rpartition("_")[2]
         case "cgroup":
             target = str(cgroups.get(link.cgroup_id, link.cgroup_id))
