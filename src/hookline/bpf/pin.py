@@ -2,7 +2,9 @@
 
 A pin is one more reference. The kernel frees an object when its last reference goes: descriptors of living
 processes, pins, and what other objects hold (a link holds its program, a program its maps). Whoever dies,
-even by ``kill -9``, drops only its descriptors; pins stay until they are removed or the machine restarts.
+even by ``kill -9``, drops only its descriptors; pins stay until they are removed or the machine restarts. But a bpffs
+mounted by a command that has mounts of its own (``ip netns exec``, ``unshare --mount``) goes with that command, and all
+pins with it: `check_lasting` refuses such a place.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from hookline.bpf._syscall import Command
 __all__ = [
     "BPFFS",
     "TRACEFS",
+    "check_lasting",
     "directory",
     "ensure_bpffs",
     "ensure_tracefs",
@@ -46,8 +49,32 @@ def ensure_tracefs(path: Path = TRACEFS) -> bool:
     return _ensure("tracefs", path)
 
 
+def check_lasting(path: str | os.PathLike[str] = BPFFS) -> None:
+    """Refuse a place for pins that nobody outside this process's mount namespace sees: it goes with that.
+
+    What is outside is asked of the processes that started this one; where none of them may be looked at, nothing is refused.
+
+    Raises:
+        BpfError: It is such a place, or bpffs has yet to be mounted there.
+    """
+    place = Path(path).absolute()
+    mounts = _mounts_outside()
+    if mounts is None:
+        return
+    existing = next(p for p in (place, *place.parents) if p.exists())
+    number = existing.stat().st_dev
+    if _magic(existing) == _MAGIC["bpf"] and f"{os.major(number)}:{os.minor(number)}" in mounts:
+        return
+    raise BpfError(
+        f"pins at {place} would not stay",
+        why="this command has mounts of its own, as ip netns exec and unshare --mount give, and no other process sees "
+        "its BPF file system",
+        remedy="enter the network namespace alone: nsenter --net=/run/netns/NAME hookline …",
+    )
+
+
 def directory(path: str | os.PathLike[str]) -> Path:
-    """Make a directory for pins, with its parents (mode 0700), and return it.
+    """Make a directory for pins (mode 0700), with its parents, and return it.
 
     Raises:
         BpfError: It is not under a mounted bpffs.
@@ -191,6 +218,30 @@ def _ensure(kind: str, path: Path) -> bool:
             raise NotPermitted(what, capability="CAP_SYS_ADMIN")
         raise BpfError(what, errno=errno, remedy=f"mount -t {kind} {kind} {path}")
     return True
+
+
+def _mounts_outside() -> set[str] | None:
+    """The device numbers of what is mounted where this process comes from; None where its mount namespace is the same.
+
+    That is the first process of those that started this one, each the next, which this user may look at.
+    """
+    process, mounts, outside = os.getpid(), os.stat("/proc/self/ns/mnt").st_ino, None
+    while process:
+        folder = Path(f"/proc/{process}")
+        try:
+            different = os.stat(folder / "ns/mnt").st_ino != mounts
+            outside = {line.split()[2] for line in _lines(folder / "mountinfo")} if different else None
+        except OSError:
+            pass
+        try:
+            process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return outside
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
 
 
 def _magic(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ from hookline.cli._errors import UsageError
 from hookline.cli._options import JsonOption, check_path, check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from hookline.bpf import Jited, Program, ProgramInfo, TraceLine, Xlated
     from hookline.cli._output import Cell
+    from hookline.control.user_objects import UserObject
 
 app = typer.Typer(
     name="programs",
@@ -54,6 +56,7 @@ def list_command(
     """
     from hookline import bpf
     from hookline.cli._output import print_json, print_table
+    from hookline.control import user_objects
 
     programs = list(bpf.programs())
     around = _loaded.Around.look(programs)
@@ -67,6 +70,12 @@ def list_command(
     if as_json:
         print_json({"programs": documents})
         return
+    for one in user_objects.listed():
+        if not one.complete:
+            print(
+                f"note: {one.name} is being loaded or unloaded, or that was killed: hookline programs unload {one.name}",
+                file=sys.stderr,
+            )
     if not documents:
         print(
             "no program is loaded" if kind is None and not mine else "no such program is loaded",
@@ -169,6 +178,8 @@ def log(
             why="the one has no end, and the other says one",
             remedy="say one of them",
         )
+    if bpf.ensure_tracefs():
+        print(f"note: tracefs is mounted at {bpf.pin.TRACEFS} now", file=sys.stderr)
     with bpf.trace_pipe(seconds) as pipe:
         for line in pipe:
             _print_trace(line, as_json=as_json)
@@ -309,14 +320,17 @@ def load(
         name=name or (Path(pin).name if pin else ""),
         folder=Path(pin).absolute() if pin else None,
     )
-    if as_json:
-        print_json({"object": _object_document(loaded)})
-        return
-    print(
-        f"{loaded.name} is loaded: {count(len(loaded.programs), 'program')}, {count(len(loaded.maps), 'map')}, "
-        f"{count(len(loaded.links), 'attachment')}; pinned at {loaded.folder}"
-    )
-    if not loaded.links:
+    with _undone_unless_told(loaded):
+        if as_json:
+            print_json({"object": _object_document(loaded)})
+        else:
+            print(
+                f"{loaded.name} is loaded: {count(len(loaded.programs), 'program')}, {count(len(loaded.maps), 'map')}, "
+                f"{count(len(loaded.links), 'attachment')}; pinned at {loaded.folder}"
+            )
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    if not as_json and not loaded.links:
         print("note: it is attached nowhere; --attach KIND:WHERE does", file=sys.stderr)
 
 
@@ -347,6 +361,25 @@ def unload(
         print_json({"object": _object_document(gone)})
     else:
         print(f"{gone.name} is unloaded")
+
+
+@contextlib.contextmanager
+def _undone_unless_told(loaded: UserObject) -> Iterator[None]:
+    """Unload an object whose loading cannot be told: the exit status says that it failed, so it must not stay."""
+    from hookline.control import user_objects
+    from hookline.errors import HooklineError
+
+    try:
+        yield
+    except OSError as error:
+        user_objects.unload(str(loaded.folder))
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise HooklineError(
+            f"{loaded.name} was unloaded again",
+            why=f"that it was loaded cannot be written to standard output: {error.strerror}",
+            remedy="send standard output elsewhere",
+        ) from error
 
 
 # -- lists and descriptions

@@ -656,6 +656,7 @@ class Node:
         """The node's lock, its network namespace, and a fresh view of its state."""
         self._namespace()
         with locked(self.name.state_dir), self._inside():
+            bpf.pin.check_lasting()
             bpf.ensure_bpffs()
             self._opened_state()
             self._refresh()

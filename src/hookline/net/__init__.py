@@ -7,7 +7,7 @@ while.
 from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
 from hookline.net._lookup import routes_to
-from hookline.net._namespaces import NETNS_DIR, create, delete, enter, inside, list_names
+from hookline.net._namespaces import NETNS_DIR, create, delete, enter, find, inside, list_names, own_number
 from hookline.net._netlink import (
     ROUTE_PROTOCOL,
     Address,
@@ -58,6 +58,7 @@ __all__ = [
     "delete_link",
     "delete_route",
     "enter",
+    "find",
     "forget",
     "inside",
     "interface_index",
@@ -67,6 +68,7 @@ __all__ = [
     "list_names",
     "neighbours",
     "offloads",
+    "own_number",
     "route_to",
     "routes_to",
     "set_offloads",

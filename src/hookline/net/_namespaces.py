@@ -129,6 +129,25 @@ def delete(name: str) -> bool:
     return True
 
 
+def own_number() -> int:
+    """The number (inode) of the network namespace that the calling thread is in, as ``lsns`` shows it."""
+    return os.stat(_OWN).st_ino
+
+
+def find(number: int) -> Path | None:
+    """A file of the network namespace of this number: its name, or that of a process in it; None where there is neither."""
+    own = os.stat(_OWN)
+    processes = (Path("/proc") / name / "ns/net" for name in os.listdir("/proc") if name.isdecimal())
+    for path in (*(NETNS_DIR / name for name in list_names()), *processes):
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # it went meanwhile, or this user may not look
+        if (found.st_dev, found.st_ino) == (own.st_dev, number):
+            return path
+    return None
+
+
 def list_names(prefix: str = "") -> list[str]:
     """The names of all named network namespaces that begin with ``prefix``, in alphabetical order."""
     try:

@@ -402,17 +402,37 @@ def test_a_clsact_filter_survives_a_kill_at_any_step(
     loaded.programs["tc_mark"].attach_tc("near", "ingress", hook="clsact", pin=place).close()
     with bpf.Object.open(kinds) as other:
         newer = other.load().programs["tc_mark"]
-        changed = bpf.ClsactFilter.from_pin(place, "near", "ingress")
-        changed.pinned = None
-        changed.update(newer)
-        changed.pinned = place
+        coming = pins / "filter~"
+        newer.pin(coming)
+        unchanged = bpf.ClsactFilter.from_pin(place, "near", "ingress")
+        assert unchanged.program_id == loaded.programs["tc_mark"].id
+        unchanged.pinned = None
+        unchanged.update(newer)
         adopted = bpf.ClsactFilter.from_pin(place, "near", "ingress")
         assert adopted.program_id == newer.id
         with bpf.Program.from_pin(place) as pinned:
             assert pinned.id == newer.id
+        assert not coming.exists()
+        newer.pin(coming)
         adopted.detach()
+        assert not coming.exists()
     assert not place.exists()
     assert "clsact" not in wire.run("tc", "qdisc", "show", "dev", "near")
+
+
+def test_a_clsact_filter_of_the_same_name_is_another(
+    loaded: bpf.Object, kinds: Path, wire: Wire, pins: Path
+) -> None:
+    """Whose filter has gone does not get hold of somebody else's, made of the same source."""
+    place = pins / "filter"
+    loaded.programs["tc_mark"].pin(place)
+    with bpf.Object.open(kinds) as other:
+        newer = other.load().programs["tc_mark"]
+        with newer.attach_tc("near", "ingress", hook="clsact") as theirs:
+            with pytest.raises(bpf.BpfError, match="no ingress filter"):
+                bpf.ClsactFilter.from_pin(place, "near", "ingress")
+            assert isinstance(theirs, bpf.ClsactFilter)
+            assert theirs.program_id == newer.id
 
 
 def test_no_pin_is_left_where_attaching_fails(loaded: bpf.Object, wire: Wire, pins: Path) -> None:

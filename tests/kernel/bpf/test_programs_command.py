@@ -475,34 +475,6 @@ def test_a_folder_of_ones_own(run: Callable[..., str], kinds: Path, pins: Path) 
     assert "cannot be an object's name" in run("load", kinds, "--name", "a/b", status=2)
 
 
-KILLED = """
-import os, signal, sys
-from hookline import bpf, cli
-pin = bpf.Map.pin
-def pin_and_die(self, path):
-    pin(self, path)
-    if path.name == "lru":
-        os.kill(os.getpid(), signal.SIGKILL)
-bpf.Map.pin = pin_and_die
-cli.run(sys.argv[1:])
-"""
-
-
-def test_what_a_killed_load_leaves_is_unloaded(
-    run: Callable[..., str], read: Callable[..., Any], kinds: Path, own: str
-) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, "programs", "load", kinds, "--name", own], check=False
-    )
-    assert killed.returncode == -9
-    assert "lru" in os.listdir(user_objects.FOLDER / own / "maps")
-    assert f"hookline programs unload {own}" in run("load", kinds, "--name", own, status=1)
-    run("unload", own)
-    assert not (user_objects.FOLDER / own).exists()
-    assert run("load", kinds, "--name", own)
-    run("unload", own)
-
-
 def test_an_interface_that_went_is_no_obstacle(
     run: Callable[..., str], kinds: Path, wire: Wire, own: str
 ) -> None:

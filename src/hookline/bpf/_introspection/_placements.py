@@ -136,17 +136,17 @@ class _Links:
 
 def _described(link: LinkInfo, cgroups: dict[int, Path]) -> Placement:
     hook, target, detail, namespace = link.type, link.name, attach_type_name(link.attach_type), ""
+    if link.detached:
+        short = detail.rpartition("_")[2] if hook in ("tcx", "netkit") else detail
+        return Placement(link.program_id, hook, "detached", short, link_id=link.id)
     match link.type:
         case "xdp" | "tcx" | "netkit":
-            # Without a number: the interface is gone, or the link was detached.
-            target, namespace = (
-                (f"#{link.interface_index}", "?") if link.interface_index else ("detached", "")
-            )
+            target, namespace = f"#{link.interface_index}", "?"
             detail = detail.rpartition("_")[2]
         case "cgroup":
             target = str(cgroups.get(link.cgroup_id, link.cgroup_id))
         case "netns":
-            namespace = _namespace_label(link.netns_inode) if link.netns_inode else "?"
+            namespace = _namespace_label(link.netns_inode)
         case "tracing":
             target = _traced(link)
         case "perf_event":

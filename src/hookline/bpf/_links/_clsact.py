@@ -2,8 +2,10 @@
 
 Unlike a link, a filter belongs to its interface: it stays when the process ends, pinned or not. So `close`
 removes an unpinned one, to keep the meaning that a link has. A pin holds the program, by which the filter is
-found again; or by its name, should a process have been killed between a change of the program and of the pin. The
-qdisc is made where it is absent, and goes with its last filter if Hookline made it; the filter's name records that.
+found again, and by nothing else: a filter of the same name may be anybody's. A new program is pinned beside the old one,
+as ``PIN~``, before the filter changes, so the filter's program is always at one of the two, whenever a process is killed.
+The qdisc is made where it is absent, and goes with its last filter if Hookline made it; the filter's name records that. A
+kill between the two leaves an empty qdisc, which does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ _PARENT: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _QDISC_PARENT, _QDISC_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ALL_PROTOCOLS = 0x0300  # htons(ETH_P_ALL)
 _PREFIX, _MADE_QDISC = "hookline/", "+qdisc"
-_NAME_LENGTH = 15  # of a program's name in the kernel
 _TCA_BPF_ID = 11
 
 
@@ -102,25 +103,34 @@ class ClsactFilter(Owner):
             BpfError: Nothing is pinned there, or its program is on no such filter.
         """
         from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
 
         from hookline.bpf._programs._program import Program
 
         one_of({str(name): 0 for name in _PARENT}, direction, "direction")
         index = _syscall.interface_index(interface)
         place = Path(path).absolute()
-        with Program.from_pin(path) as program, IPRoute() as netlink:
-            filters = list(_filters(netlink, index, direction))
-            holding = [found for found in filters if found["id"] == program.id]
-            named = [found for found in filters if _name_of(found) == program.name[:_NAME_LENGTH]]
-        # By its name alone, only where that can mean no other.
-        for found in holding or (named if len(named) == 1 else []):
-            made = cls(
-                index, direction, found["priority"], found["handle"], namespace=_namespace(), pinned=place
-            )
-            if not holding:
-                with Program.from_id(found["id"]) as current:
-                    made._move_pin(current)
-            return made
+        coming = _coming(place)
+        with IPRoute() as netlink:
+            try:
+                filters = list(_filters(netlink, index, direction))
+            except NetlinkError as error:
+                _refuse(error, f"cannot list the filters of {_syscall.interface_name(index)}")
+        for holder in (place, coming) if coming.exists() else (place,):
+            with Program.from_pin(holder) as program:
+                number = program.id
+            for found in filters:
+                if found["id"] == number:
+                    if holder == coming:
+                        os.replace(coming, place)
+                    return cls(
+                        index,
+                        direction,
+                        found["priority"],
+                        found["handle"],
+                        namespace=_namespace(),
+                        pinned=place,
+                    )
         raise BpfError(
             f"no {direction} filter of {_syscall.interface_name(index)} has the program pinned at {path}",
             errno=errnos.ENOENT,
@@ -155,6 +165,11 @@ class ClsactFilter(Owner):
                 why=f"it holds program id {found['id']}; nothing was changed",
                 remedy="read the filter again and decide anew",
             )
+        coming = None
+        if self.pinned is not None:
+            coming = _coming(self.pinned)
+            pin.remove(coming)
+            new.pin(coming)
         with IPRoute() as netlink:
             try:
                 _put(
@@ -168,8 +183,11 @@ class ClsactFilter(Owner):
                     _is_ours(found),
                 )
             except NetlinkError as error:
+                if coming is not None:
+                    pin.remove(coming)
                 _refuse(error, f"cannot put program {new.name!r} into the filter")
-        self._move_pin(new)
+        if coming is not None and self.pinned is not None:
+            os.replace(coming, self.pinned)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Let the filter outlive this object, and pin its program so that `from_pin` finds it."""
@@ -183,6 +201,7 @@ class ClsactFilter(Owner):
     def unpin(self) -> None:
         """Remove the pin; the filter stays while this object is open."""
         if self.pinned is not None:
+            pin.remove(_coming(self.pinned))
             pin.remove(self.pinned)
             self.pinned = None
 
@@ -240,14 +259,6 @@ class ClsactFilter(Owner):
         place = f", pinned at {self.pinned}" if self.pinned else ""
         return f"<ClsactFilter: {self._direction} of interface {self._index}, handle {self._handle}{place}>"
 
-    def _move_pin(self, program: ProgramHandle) -> None:
-        """Pin the program in the place of the one before, in one step."""
-        if self.pinned is not None:
-            fresh = self.pinned.with_name(self.pinned.name + "~")
-            pin.remove(fresh)
-            program.pin(fresh)
-            os.replace(fresh, self.pinned)
-
     def _is_this(self, found: dict[str, Any]) -> bool:
         return bool(found["handle"] == self._handle and found["priority"] == self._priority)
 
@@ -271,6 +282,11 @@ class ClsactFilter(Owner):
 
 def _namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _coming(place: Path) -> Path:
+    """Where the program is pinned that is about to take the place of the one in a pin."""
+    return place.with_name(place.name + "~")
 
 
 def _make_qdisc(netlink: Any, index: int) -> bool:
@@ -357,14 +373,6 @@ def _program_id(options: Any) -> int:
 def _is_ours(found: dict[str, Any]) -> bool:
     """Whether the qdisc under a filter was made by Hookline."""
     return str(found["name"]).startswith(_PREFIX) and str(found["name"]).endswith(_MADE_QDISC)
-
-
-def _name_of(found: dict[str, Any]) -> str:
-    """The name of the program that Hookline put into a filter, as long as the kernel keeps it; else empty."""
-    name = str(found["name"])
-    if not name.startswith(_PREFIX):
-        return ""
-    return name.removeprefix(_PREFIX).removesuffix(_MADE_QDISC)[:_NAME_LENGTH]
 
 
 def _refuse(error: Any, what: str) -> NoReturn:

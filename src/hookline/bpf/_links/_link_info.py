@@ -80,24 +80,38 @@ class LinkInfo:
     target_type_id: int = 0
 
     @property
+    def detached(self) -> bool:
+        """Whether it holds its program on nothing any more: it was detached, or what it was on has gone."""
+        match self.type:
+            case "xdp" | "tcx" | "netkit":
+                return not self.interface_index
+            case "cgroup":
+                return not self.cgroup_id
+            case "netns":
+                return not self.netns_inode
+            case "sockmap":
+                return not self.map_id
+        return False
+
+    @property
     def target(self) -> str:
         """Where the program is attached, in words; interfaces are named as this network namespace does."""
         hook = attach_type_name(self.attach_type)
+        if self.detached:
+            return "detached"
         match self.type:
             case "xdp":
-                return _syscall.interface_name(self.interface_index) if self.interface_index else "detached"
+                return _syscall.interface_name(self.interface_index)
             case "tcx" | "netkit":
-                if not self.interface_index:
-                    return "detached"
                 return f"{_syscall.interface_name(self.interface_index)} {hook.rpartition('_')[2]}"
             case "cgroup":
                 return f"cgroup {self.cgroup_id} {hook.removeprefix('cgroup_')}"
             case "netns":
-                return f"network namespace {self.netns_inode} {hook}" if self.netns_inode else "detached"
+                return f"network namespace {self.netns_inode} {hook}"
             case "netfilter":
                 return f"{self.protocol_family} {self.netfilter_hook} priority {self.priority}"
             case "sockmap":
-                return f"map {self.map_id} {hook}" if self.map_id else "detached"
+                return f"map {self.map_id} {hook}"
             case "kprobe_multi":
                 return f"{self.count} functions"
             case "uprobe_multi":
