@@ -408,6 +408,7 @@ def test_a_clsact_filter_survives_a_kill_at_any_step(
         assert unchanged.program_id == loaded.programs["tc_mark"].id
         unchanged.pinned = None
         unchanged.update(newer)
+        unchanged.pinned = place
         adopted = bpf.ClsactFilter.from_pin(place, "near", "ingress")
         assert adopted.program_id == newer.id
         with bpf.Program.from_pin(place) as pinned:
