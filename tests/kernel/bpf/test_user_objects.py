@@ -329,7 +329,7 @@ def test_what_cannot_be_told_is_undone(kinds: Path, wire: Wire, own: str) -> Non
 
 
 def test_names_that_look_like_options_are_refused(kinds: Path, tmp_path: Path, own: str) -> None:
-    assert "cannot be an object's name" in hookline("load", kinds, "--name", f"-{own}", status=1)
+    assert "cannot be an object's name" in hookline("load", kinds, "--name", f"-{own}", status=2)
     file = tmp_path / f"-{own}.bpf.o"
     file.write_bytes(kinds.read_bytes())
     assert hookline("load", file, "--program", "add").startswith(f"_{own} is loaded")
