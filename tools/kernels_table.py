@@ -1,6 +1,7 @@
 """docs/kernels.md: what runs on which kernel, from what the tests found there.
 
-    .venv/bin/python -m tools.kernels_table             runs tests/kernel/bpf on each kernel, records, writes the page
+    .venv/bin/python -m tools.kernels_table             runs the tests on each kernel, records, writes the page
+    .venv/bin/python -m tools.kernels_table --here      the same, but only this machine's tests run again
     .venv/bin/python -m tools.kernels_table --page      writes the page from the record
 
 A row is a feature that a test names by the marker ``feature``. The record is docs/kernels.json. A kernel *has* a feature if
@@ -14,9 +15,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from tools.vm.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = ROOT / "docs" / "kernels.json", ROOT / "docs" / "kernels.md"
+REPORTS, REPORT = ROOT / "build" / "kernels", "report.xml"
 TESTS = "tests/kernel"
 MARKED = "feature and not slow"
 YES = "yes"
@@ -127,28 +129,31 @@ def _cell(value: str) -> str:
     return YES if value == YES else f"no: {value}"
 
 
-def record() -> list[Column]:
+def record(*, machines: bool = True) -> list[Column]:
     """Runs the tests that show a feature, on each of Debian's kernels at the same time and then here.
 
+    Args:
+        machines: Whether Debian's kernels run them again, or their last reports do.
+
     Raises:
-        VmError: A machine, or a test, failed.
+        VmError: A machine, or a test, failed. The reports are kept in `REPORTS`.
     """
-    with tempfile.TemporaryDirectory(prefix="hookline-kernels-") as work:
-        folder = Path(work)
-        command = ["env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", "-m", MARKED]
-        command += ["-q", *test_files()]
-        inside = [*command, f"--junit-xml={RESULTS}/report.xml"]
-        machines = [sys.executable, "-m", "tools.vm", "--together", "--timeout", str(_TIMEOUT_S)]
-        subprocess.run([*machines, "--results", str(folder), *inside], cwd=ROOT, check=False)
-        here = folder / "here" / "report.xml"
-        subprocess.run([*command, f"--junit-xml={here}"], cwd=ROOT, check=False)
-        columns = [
-            _column(name, kernels.get(name).release, "Debian's", folder / name / "report.xml")
-            for name in kernels.SUITES
-        ]
-        release = platform.release()
-        own = ".".join(release.split(".")[:2])
-        return [*columns, _column(own, release, "the development machine's", here)]
+    command = ["env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", "-m", MARKED, "-q", *test_files()]
+    if machines:
+        shutil.rmtree(REPORTS, ignore_errors=True)
+        inside = [*command, "-p", "no:cacheprovider", f"--junit-xml={RESULTS}/{REPORT}"]
+        start = [sys.executable, "-m", "tools.vm", "--together", "--timeout", str(_TIMEOUT_S)]
+        subprocess.run([*start, "--results", str(REPORTS), *inside], cwd=ROOT, check=False)
+    here = REPORTS / "here" / REPORT
+    here.unlink(missing_ok=True)
+    subprocess.run([*command, f"--junit-xml={here}"], cwd=ROOT, check=False)
+    columns = [
+        _column(name, kernels.get(name).release, "Debian's", REPORTS / name / REPORT)
+        for name in kernels.SUITES
+    ]
+    release = platform.release()
+    own = ".".join(release.split(".")[:2])
+    return [*columns, _column(own, release, "the development machine's", here)]
 
 
 def _column(name: str, release: str, where: str, report: Path) -> Column:
@@ -171,13 +176,19 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--page", action="store_true", help="only write the page, from the record")
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="only this machine's tests anew; of Debian's kernels the last reports",
+    )
+    arguments = parser.parse_args()
     try:
-        if parser.parse_args().page:
+        if arguments.page:
             PAGE.write_text(page(load(RECORD)))
         else:
             if os.geteuid() != 0:
                 raise VmError("the tests of this machine's kernel need root")
-            write(record())
+            write(record(machines=not arguments.here))
     except VmError as error:
         print(f"kernels_table: {error}", file=sys.stderr)
         return 1

@@ -22,11 +22,15 @@ from tools.vm.machine import RESULTS, Machine, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("qemu-system-x86_64", "busybox", "modprobe", "cpio", "zstd", "setpriv")
-REPORT = "report.xml"
 # Only the files that have such tests: to import the others takes longer than to run these.
 CORE = (
     *("env", "HOOKLINE_REQUIRE=", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-    *("-m", kernels_table.MARKED, f"--junit-xml={RESULTS}/{REPORT}", *kernels_table.test_files()),
+    *(
+        "-m",
+        kernels_table.MARKED,
+        f"--junit-xml={RESULTS}/{kernels_table.REPORT}",
+        *kernels_table.test_files(),
+    ),
 )
 TIMEOUT_S = 600.0
 
@@ -71,7 +75,12 @@ def runs(
             outcome = Machine(machines[name]).run(
                 CORE, folder=ROOT, timeout_s=TIMEOUT_S, stdout=output, stderr=output, results=folder
             )
-            return Run(machines[name].release, outcome, output.getvalue(), results.read(folder / REPORT))
+            return Run(
+                machines[name].release,
+                outcome,
+                output.getvalue(),
+                results.read(folder / kernels_table.REPORT),
+            )
         except VmError as error:
             return VmError(f"{error}\n{output.getvalue()}")
 
