@@ -19,7 +19,7 @@ from typing import Self
 
 from tools.vm import kernels
 from tools.vm.kernels import VmError
-from tools.vm.machine import RESULTS, Machine, Outcome, Stream
+from tools.vm.machine import EMULATION, RESULTS, Machine, Outcome, Stream
 
 MACHINE_FAILED = 125
 
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--timeout", type=float, default=900, metavar="S", help="for the command, on each kernel"
     )
-    parser.add_argument("--accelerator", default="tcg,thread=multi", help="kvm where that works")
+    parser.add_argument("--accelerator", default=EMULATION, help="kvm where that works")
     parser.add_argument(
         "--together", action="store_true", help="all at the same time; each line with its kernel before it"
     )
