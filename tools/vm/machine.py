@@ -34,7 +34,8 @@ BOOTS = 3
 POLL_S = 0.1
 EMULATION = "tcg,thread=single"
 """Both processors by one thread, in turn. With a thread for each, Linux 6.12 died of a breakpoint of its own in __schedule(): it
-patches code while it runs, and the other processor still had the old. Two machines at a time are as fast as this on two CPUs, or faster."""
+patches code while it runs, and the other processor still had the old. Two machines beside each other lose nothing by it on
+two CPUs."""
 
 # QEMU 7.2 computes some of AVX2 wrongly: NumPy's argsort, for one, came out unsorted.
 _PROCESSOR = "max,-avx,-avx2,-f16c,-fma"
