@@ -147,7 +147,7 @@ def test_flows_says_what_is_wrong(loopback: Path, tmp_path: Path) -> None:
     compile_program(EXAMPLES / "flows.bpf.c", tmp_path / "flows.bpf.o")
     for words, said in (
         (["absent0"], "no interface 'absent0'"),
-        (["lo", "absent.o"], "cannot read absent.o"),
+        (["lo", "absent.o"], "cannot read 'absent.o'"),
     ):
         command = [sys.executable, str(EXAMPLES / "flows.py"), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -70,7 +70,7 @@ def test_a_thousand_programs_and_sixteen_million_entries(
     name = unique_name()
     one = compiled(ONE.replace("NAME", name)).read_bytes()
     large = compiled(LARGE.replace("NAME", f"{name}x")).read_bytes()
-    before, free = descriptors(), free_bytes()
+    before = descriptors()
     with ExitStack() as stack:
         table_object = stack.enter_context(bpf.Object.open(large, name="large"))
         table = table_object.load().maps["table"]
@@ -87,7 +87,6 @@ def test_a_thousand_programs_and_sixteen_million_entries(
         # At least the key, the value and a hash bucket's head each.
         assert table.memory_bytes >= ENTRIES * (8 + 8 + 8)
         assert table.max_entries == ENTRIES
-        assert free - free_bytes() > table.memory_bytes // 2
         keys = np.arange(1 << 16, dtype="u4") * 251
         table.write(keys, keys.astype("u8") + 1)
         assert table[int(keys[-1])] == int(keys[-1]) + 1
@@ -97,7 +96,3 @@ def test_a_thousand_programs_and_sixteen_million_entries(
     assert descriptors() == before
     assert vanish(bpf.programs, ids) == set()
     assert vanish(bpf.maps, {table_id}) == set()
-    deadline = time.monotonic() + 20
-    while free - free_bytes() > table_bytes // 4 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert free - free_bytes() < table_bytes // 4

@@ -348,5 +348,5 @@ def test_mistakes_are_told_as_such() -> None:
         made[0] = {"a": 3, "nothing": b""}
         assert made[0]["a"] == 3
     for number in (-1, 1 << 40):
-        with pytest.raises(bpf.BpfError, match=f"{number} is out of range"):
+        with pytest.raises(bpf.BpfError, match=f"with id {number}: nothing loaded has this id"):
             bpf.Map.from_id(number)
