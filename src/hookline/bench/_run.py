@@ -9,7 +9,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,7 +76,14 @@ def run(
     if any(group.privileged for group in groups):
         _check_privileges()
     result = Measured()
-    with _signals_unwind():
+    with _ending() as check:
+
+        def tell(row: str, number: int, of: int) -> None:
+            check()
+            told(row, number, of)
+
+        told = settings.tell
+        settings = replace(settings, tell=tell)
         for group in groups:
             if not group.lab:
                 _measure(group, (), ids, settings, result, found)
@@ -151,18 +158,31 @@ def _lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Has a request to end, or a terminal that closes, do what Ctrl-C does, so that the lab goes too."""
+def _ending() -> Iterator[Callable[[], None]]:
+    """Has Ctrl-C, a request to end or a terminal that closes end the run between two rounds, so that the lab goes too.
 
-    def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    They only leave word, and the function that is given asks for it. An exception out of the handler would be lost where
+    it happened to meet a finaliser, and could come between taking a lock and noting that it is taken.
+
+    Raises:
+        KeyboardInterrupt: From that function, once one of them came.
+    """
+    asked: list[int] = []
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield check
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers}
     try:
-        yield
+        yield check
+    except Exception:
+        check()  # a command that the same Ctrl-C ended did not fail by itself
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
