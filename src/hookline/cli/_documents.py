@@ -99,7 +99,7 @@ def _backend(backend: BackendStatus, table_size: int, weights: int) -> Document:
 
 
 def _active_weight(backend: BackendStatus) -> int:
-    return 0 if backend.placement.how == "unreachable" else backend.target.weight
+    return 0 if backend.placement.how == "unreachable" else backend.target.effective_weight
 
 
 def backends(statuses: Iterable[PoolStatus]) -> list[Document]:

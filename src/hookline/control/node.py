@@ -816,7 +816,9 @@ def _moved(change: PoolChange, tables: Tables) -> float | None:
     old = tables.table(pool.frontends[0])
     if len(old) != pool.table_size:
         return None
-    active = [item for item in change.placed if item.target.weight and item.placement.how != "unreachable"]
+    active = [
+        item for item in change.placed if item.target.effective_weight and item.placement.how != "unreachable"
+    ]
     rows = tables.pool_rows(pool)
     # Backends without a row yet get numbers that no row has.
     numbers = np.array(
@@ -827,7 +829,9 @@ def _moved(change: PoolChange, tables: Tables) -> float | None:
         np.uint32,
     )
     slots = maglev.build(
-        [item.target.identity for item in active], [item.target.weight for item in active], len(old)
+        [item.target.identity for item in active],
+        [item.target.effective_weight for item in active],
+        len(old),
     )
     return float(np.mean(numbers[slots] != old))
 

@@ -20,31 +20,52 @@ from hookline.model import EndpointSlice, ExternalHost, Pod, Resource, Service, 
 
 Address = IPv4Address | IPv6Address
 Protocol = Literal["TCP", "UDP"]
+State = Literal["starting", "active", "draining", "down"]
+Scope = Literal["any", "inside"]
 BALANCED = ("TCP", "UDP")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One backend as the documents name it. ``name`` is the pod's or external host's that has the address, else the address."""
+    """One backend.
+
+    Attributes:
+        weight: As the documents have it; 0 takes no new connections.
+        name: The pod's or external host's that has the address, else the address.
+        state: Where it is in its life: only ``starting`` and ``active`` ones take new connections.
+        share: Percent of its weight that it has while it is ``starting``.
+    """
 
     address: Address
     port: int
     weight: int
     name: str
+    state: State = "active"
+    share: int = 100
 
     @property
     def identity(self) -> bytes:
         """What stays the same as long as it is the same backend, on every node: the hash ring's key."""
         return b"%b/%d" % (self.address.packed, self.port)
 
+    @property
+    def effective_weight(self) -> int:
+        """The weight with which it takes new connections now; 0 where it takes none."""
+        if self.state == "active":
+            return self.weight
+        if self.state == "starting" and self.weight and self.share:
+            return max(1, self.weight * self.share // 100)
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """What clients connect to."""
+    """What clients connect to. The scope says which: all, or only the sockets of this node and its pods."""
 
     address: Address
     port: int
     protocol: Protocol
+    scope: Scope = "any"
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
@@ -58,8 +79,11 @@ class Pool:
     Attributes:
         service: The object's reference, ``VirtualService/default/orders``.
         port: The port's name, or its number.
-        targets: Each once; those of weight 0 get no new connections.
+        frontends: At least one, all of one scope.
+        targets: Each once.
         table_size: Slots of its table, a prime; for ``modulo`` what the weights need; 0 without active targets.
+        affinity_seconds: How long a silent client keeps its backend; 0 where each connection is placed anew.
+        drain_seconds: How long a backend that leaves keeps its connections; 0 ends them at once.
     """
 
     service: str
@@ -71,10 +95,14 @@ class Pool:
     forwarding: Literal["nat", "dsr"]
     algorithm: Literal["maglev", "modulo"]
     table_size: int
+    affinity_seconds: int = 0
+    drain_seconds: float = 0
     key: int = field(init=False)
 
     def __post_init__(self) -> None:
         text = f"{self.service}\0{self.port}\0{self.version}\0{self.protocol}"
+        if self.scope != "any":
+            text += f"\0{self.scope}"
         digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"pool").digest()
         # Never 0, which a row that no pool owns has.
         object.__setattr__(self, "key", int.from_bytes(digest, "little") | 1)
@@ -82,7 +110,12 @@ class Pool:
     @property
     def active(self) -> tuple[Target, ...]:
         """The targets that take new connections."""
-        return tuple(target for target in self.targets if target.weight)
+        return tuple(target for target in self.targets if target.effective_weight)
+
+    @property
+    def scope(self) -> Scope:
+        """Who the pool is for."""
+        return self.frontends[0].scope
 
 
 @dataclass(slots=True)
@@ -235,7 +268,7 @@ def _pools_by_family(
         for target in found:
             if target.address.version == version:
                 unique.setdefault((target.address, target.port), target)
-        weights = [target.weight for target in unique.values() if target.weight]
+        weights = [weight for target in unique.values() if (weight := target.effective_weight)]
         size = 0
         if weights and algorithm == "modulo":
             size = _modulo_size(weights, service)

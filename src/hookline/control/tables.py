@@ -5,7 +5,7 @@ names its pool, each service row the fingerprint of what its table was built fro
 one knows all that it knew. `Tables.diff` is pure; `Tables.carry_out` writes, in an order that never shows the programs half a
 change:
 
-1. new backends' rows, their counters zeroed;
+1. new backends' rows, their counters zeroed, and the states of the others;
 2. new tables, in pages that no service points to;
 3. services' rows, each in one update: from here on new connections go by the new tables;
 4. services that are no longer wanted are removed;
@@ -30,11 +30,13 @@ from numpy.typing import NDArray
 
 from hookline.control._errors import DoesNotFit
 from hookline.control.placement import Placement, Placements, packed
-from hookline.control.pools import Frontend, Pool, Target
+from hookline.control.pools import Frontend, Pool, Scope, State, Target
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer, pages_for
 
 PROTOCOLS = {"TCP": 6, "UDP": 17}
+SCOPES: dict[Scope, int] = {"any": 0, "inside": 1}
+STATES: dict[State, int] = {"starting": 1, "active": 2, "draining": 3, "down": 4}
 SERVICE_ADDRESS, SERVICE_NODE_OWN, SERVICE_MODULO = 1, 2, 4
 QUARANTINE_SECONDS = 0.1
 
@@ -46,6 +48,8 @@ class ServiceRow(NamedTuple):
     table_page: int
     table_size: int
     flags: int
+    affinity_seconds: int
+    reserved: int
     pool: int
     fingerprint: int
 
@@ -75,13 +79,18 @@ class PlacedTarget(NamedTuple):
 
 @dataclass(slots=True)
 class PoolChange:
-    """What changes for one pool. ``pool`` is None where it goes away altogether."""
+    """What changes for one pool. ``pool`` is None where it goes away altogether.
+
+    Attributes:
+        restated: Rows of backends that stay, with their new states.
+    """
 
     key: int
     pool: Pool | None
     placed: tuple[PlacedTarget, ...] = ()
     new: tuple[PlacedTarget, ...] = ()
     gone_rows: tuple[int, ...] = ()
+    restated: tuple[tuple[int, int], ...] = ()
     rebuild: bool = False
     fingerprint: int = 0
     new_frontends: tuple[Frontend, ...] = ()
@@ -110,14 +119,16 @@ class TableChange:
         return bool(self.pools or self.removed or self.addresses)
 
 
-def service_key(address: IPv4Address | IPv6Address, port: int = 0, protocol: str = "") -> bytes:
+def service_key(
+    address: IPv4Address | IPv6Address, port: int = 0, protocol: str = "", scope: Scope = "any"
+) -> bytes:
     """A key of ``services``: with port and protocol, or for the address alone."""
-    return packed(address) + port.to_bytes(2, "big") + bytes((PROTOCOLS.get(protocol, 0), 0))
+    return packed(address) + port.to_bytes(2, "big") + bytes((PROTOCOLS.get(protocol, 0), SCOPES[scope]))
 
 
 def frontend_key(frontend: Frontend) -> bytes:
     """The key of a frontend's row."""
-    return service_key(frontend.address, frontend.port, frontend.protocol)
+    return service_key(frontend.address, frontend.port, frontend.protocol, frontend.scope)
 
 
 def key_address(key: bytes) -> IPv4Address | IPv6Address:
@@ -135,11 +146,11 @@ def _fingerprint(pool: Pool, placed: Iterable[PlacedTarget]) -> int:
             item.target.identity,
             item.placement.source,
             item.placement.flags.to_bytes(1, "big"),
-            item.target.weight,
+            item.target.effective_weight,
             0,
         )
         for item in placed
-        if item.target.weight
+        if item.target.effective_weight
     ]
     # Modulo's slots follow the order that the user gave; Maglev's do not depend on it.
     for entry in entries if pool.algorithm == "modulo" else sorted(entries):
@@ -239,7 +250,9 @@ class Tables:
         for pool in pools:
             for frontend in pool.frontends:
                 wanted_keys.add(frontend_key(frontend))
-                addresses[frontend.address] = None
+                # XDP alone asks whether an address is a service's.
+                if frontend.scope == "any":
+                    addresses[frontend.address] = None
             difference = self._pool_difference(pool, placements)
             if difference is not None:
                 change.pools.append(difference)
@@ -266,9 +279,10 @@ class Tables:
         }
         yield from gone
         # An address' own row goes with its last service.
-        for address in {key[:16] for key in gone}:
+        for address in {key[:16] for key in gone if key[19] == SCOPES["any"]}:
             still = any(
-                key[:16] == address and key not in gone and row.pool for key, row in self.services.items()
+                key[:16] == address and key[19] == SCOPES["any"] and key not in gone and row.pool
+                for key, row in self.services.items()
             )
             address_key = address + bytes(4)
             if not still and address_key not in wanted and address_key in self.services:
@@ -284,6 +298,13 @@ class Tables:
         identities = {item.identity for item in reachable}
         new = tuple(item for item in reachable if item.identity not in existing)
         gone = tuple(row for identity, row in existing.items() if identity not in identities)
+        states = self._backends["state"]
+        restated = tuple(
+            (row, state)
+            for item in reachable
+            if (row := existing.get(item.identity)) is not None
+            and states[row] != (state := STATES[item.target.state])
+        )
         fingerprint = _fingerprint(pool, reachable)
         rows = [self.services.get(frontend_key(frontend)) for frontend in pool.frontends]
         new_frontends = tuple(
@@ -292,12 +313,17 @@ class Tables:
             if row is None or row.pool != pool.key
         )
         built = any(row and row.pool == pool.key and row.fingerprint == fingerprint for row in rows)
-        active = any(item.target.weight for item in reachable)
-        stale = any(row and row.pool == pool.key and row.fingerprint != fingerprint for row in rows)
-        rebuild = active and (not built or bool(new and any(item.target.weight for item in new)))
-        if not (new or gone or new_frontends or stale or rebuild):
+        active = any(item.target.effective_weight for item in reachable)
+        stale = any(
+            row
+            and row.pool == pool.key
+            and (row.fingerprint != fingerprint or row.affinity_seconds != pool.affinity_seconds)
+            for row in rows
+        )
+        rebuild = active and (not built or bool(new and any(item.target.effective_weight for item in new)))
+        if not (new or gone or restated or new_frontends or stale or rebuild):
             return None
-        return PoolChange(pool.key, pool, placed, new, gone, rebuild, fingerprint, new_frontends)
+        return PoolChange(pool.key, pool, placed, new, gone, restated, rebuild, fingerprint, new_frontends)
 
     def check_fits(self, change: TableChange) -> None:
         """Checks that the maps can hold the change, beside what they hold until it is done.
@@ -377,6 +403,7 @@ class Tables:
         if not change:
             return
         self._write_new_backends(change)
+        self._write_states(change)
         rows = self._build_tables(change)
         self._write_services(change, rows)
         self._remove_services(change)
@@ -392,6 +419,7 @@ class Tables:
         values["source"] = _words([item.identity.source for _, item in new], values["source"])
         values["port"] = np.array([item.target.port for _, item in new], np.uint16).byteswap()
         values["flags"] = [item.placement.flags for _, item in new]
+        values["state"] = [STATES[item.target.state] for _, item in new]
         values["pool"] = np.array([key for key, _ in new], np.uint64)
         # A connection of the row's earlier owner must not be taken for one of the new.
         values["generation"] = self._backends["generation"][free] + np.uint16(1)
@@ -402,6 +430,16 @@ class Tables:
         self._backends[free] = values
         for (key, item), row in zip(new, free.tolist(), strict=True):
             self._pools.setdefault(key, {})[item.identity] = row
+
+    def _write_states(self, change: TableChange) -> None:
+        restated = [pair for pool in change.pools for pair in pool.restated]
+        if not restated:
+            return
+        rows = np.array([row for row, _ in restated], np.uint32)
+        values = self._backends[rows]
+        values["state"] = [state for _, state in restated]
+        self._balancer.maps["backends"].write(rows, values)
+        self._backends[rows] = values
 
     def _build_tables(self, change: TableChange) -> dict[int, tuple[int, int]]:
         """Builds the tables; first page and size by pool."""
@@ -416,10 +454,10 @@ class Tables:
             active = [
                 item
                 for item in difference.placed
-                if item.target.weight and item.placement.how != "unreachable"
+                if item.target.effective_weight and item.placement.how != "unreachable"
             ]
             rows = np.array([rows_of[item.identity] for item in active], np.uint32)
-            weights = [item.target.weight for item in active]
+            weights = [item.target.effective_weight for item in active]
             if pool.algorithm == "modulo":
                 slots = rows[maglev.modulo(weights)]
                 size = len(slots)
@@ -444,11 +482,13 @@ class Tables:
                 key = frontend_key(frontend)
                 known = self.services.get(key)
                 number = known.id if known is not None else next(numbers)
-                row = ServiceRow(number, *shared, flags, pool.key, difference.fingerprint)
+                row = ServiceRow(
+                    number, *shared, flags, pool.affinity_seconds, 0, pool.key, difference.fingerprint
+                )
                 if row != known:
                     rows[key] = row
         for key, address_flags in change.addresses.items():
-            rows[key] = ServiceRow(0, 0, 0, address_flags, 0, 0)
+            rows[key] = ServiceRow(0, 0, 0, address_flags, 0, 0, 0, 0)
         if not rows:
             return
         services = self._balancer.maps["services"]

@@ -10,13 +10,19 @@
 
 #include "packet.h"
 
-/* One row for every address, port and protocol that is balanced, and one with port and protocol 0 for the
- * address. */
+/* Whose packets and connections a row is for. */
+enum service_scope {
+	SCOPE_ANY = 0,	  /* all: what XDP reads, and a socket of this node where it has no row of its own */
+	SCOPE_INSIDE = 1, /* sockets of this node's pods and of the node itself */
+};
+
+/* One row for every address, port, protocol and scope that is balanced, and one with port and protocol 0 for
+ * the address. */
 struct service_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 pad;
+	__u8 scope;
 };
 
 enum service_flags {
@@ -30,8 +36,11 @@ struct service {
 	__u32 table_page; /* first page in maglev */
 	__u32 table_size; /* slots; 0 when there is no backend */
 	__u32 flags;
+	__u32 affinity_seconds; /* how long a client that is silent keeps its backend; 0: each connection anew
+				 */
+	__u32 reserved;
+	__u64 pool; /* the backends that this row and its sisters share */
 	/* For the control plane alone, so that it can adopt what it finds. */
-	__u64 pool;	   /* the backends that this row and its sisters share */
 	__u64 fingerprint; /* of all that the table was built from */
 };
 
@@ -41,12 +50,24 @@ enum backend_flags {
 	BACKEND_DSR = 4,    /* sent to its layer-2 address, unchanged above */
 };
 
+/* A backend's life. Tables hold only those that take new connections; the state is for what exists already.
+ */
+enum backend_state {
+	BACKEND_STATE_NONE,
+	BACKEND_STATE_STARTING, /* takes a growing share of new connections */
+	BACKEND_STATE_ACTIVE,
+	BACKEND_STATE_DRAINING, /* connections stay, no client is bound to it any longer */
+	BACKEND_STATE_DOWN,	/* as draining, and flows that can move do */
+};
+
 struct backend {
 	struct address address;
 	struct address source; /* of this node, towards it: what nat puts in the client's place */
 	__be16 port;
 	__u16 generation; /* counts the reuses of this row */
-	__u32 flags;
+	__u16 flags;
+	__u8 state; /* changes in place: it is the same backend */
+	__u8 reserved;
 	__u64 pool; /* for the control plane alone: the services that share the row */
 };
 
@@ -56,6 +77,19 @@ struct backend {
 
 struct maglev_page {
 	__u32 backends[MAGLEV_PAGE_SLOTS];
+};
+
+/* Which backend a client has, of a service with session affinity. */
+struct affinity_key {
+	struct address client; /* or for this node's sockets their network namespace: see affinity.h */
+	__u64 pool;
+};
+
+struct affinity {
+	__u32 backend;
+	__u16 generation; /* of the backend's row */
+	__u16 reserved;
+	__u64 last_used_ns; /* CLOCK_MONOTONIC_COARSE, written at most once a second */
 };
 
 struct service_metrics {

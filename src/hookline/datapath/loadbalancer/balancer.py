@@ -44,6 +44,7 @@ MAPS = (
     "backends",
     "maglev",
     "connections",
+    "affinity",
     "metrics",
     "service_metrics",
     "backend_metrics",
@@ -54,7 +55,7 @@ MAPS = (
 # These name each other's rows and pages: where one of them is made anew, all are.
 TABLES = ("services", "backends", "maglev")
 # What is copied where a map is made anew. The rows of backends keep their numbers, which connections name.
-CARRIED_OVER = ("connections", "backends", "backend_metrics")
+CARRIED_OVER = ("connections", "affinity", "backends", "backend_metrics")
 PROGRAMS = ("balance", "resolve", "reply", "count_exceptions", "build_maglev")
 PAGE_SLOTS = 1024
 

@@ -28,6 +28,8 @@ const enum connection_kind *unused_connection_kind __attribute__((unused));
 const enum connection_flags *unused_connection_flags __attribute__((unused));
 const enum service_flags *unused_service_flags __attribute__((unused));
 const enum backend_flags *unused_backend_flags __attribute__((unused));
+const enum backend_state *unused_backend_state __attribute__((unused));
+const enum service_scope *unused_service_scope __attribute__((unused));
 const struct maglev_job *unused_maglev_job __attribute__((unused));
 const struct handover *unused_handover __attribute__((unused));
 
