@@ -105,6 +105,7 @@ def _left_behind(links_before: set[str]) -> list[str]:
         "lab": Path("/run/hookline/labs"),
         "state": Path("/var/lib/hookline"),
     }
+    places |= {f"cgroup of {mount}": mount / "hookline" for mount in _cgroup_mounts()}
     left = [
         f"{what} {path}"
         for what, folder in places.items()
@@ -114,6 +115,11 @@ def _left_behind(links_before: set[str]) -> list[str]:
     left += [f"process {line}" for line in _processes()]
     left += [f"bpf link {number} held by pytest" for number in sorted(_own_links() - links_before)]
     return left
+
+
+def _cgroup_mounts() -> list[Path]:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
 
 
 def _listing(folder: Path, *, deep: bool) -> list[Path]:

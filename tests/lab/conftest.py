@@ -13,7 +13,7 @@ import pytest
 from hookline import lab, net
 from hookline.lab import Lab, LabError
 from hookline.model import Resource, parse
-from hookline.model.names import lab_pins, lab_run_dir, lab_state_dir
+from hookline.model.names import lab_cgroup, lab_pins, lab_run_dir, lab_state_dir
 from hookline.sources import files
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lab" / "cluster.yaml"
@@ -45,6 +45,8 @@ def traces(name: str) -> list[str]:
     places = (lab_run_dir(name), lab_state_dir(name), lab_pins(name))
     found += [f"folder {place}" for place in places if place.exists()]
     found += [f"process {line}" for line in processes(name)]
+    cgroup = net.cgroups.path(lab_cgroup(name))
+    found += [f"cgroup {cgroup}"] if cgroup.exists() else []
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if f"hl.{name}." in line]
     return found

@@ -144,7 +144,7 @@ def exec_command(
         bool, typer.Option("--json", help="The exit status and the output as one JSON document.")
     ] = False,
 ) -> None:
-    """Run a command in a member's network namespace; its exit status is the command's.
+    """Run a command in a member's network namespace and cgroup; its exit status is the command's.
 
     \b
     Examples:
@@ -153,14 +153,14 @@ def exec_command(
     """
     import os
 
-    from hookline import lab, net
+    from hookline import lab
 
     opened = lab.Lab.open(name)
     if as_json:
         done = opened.run(member, command)
         print_json({"exit_status": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
         raise typer.Exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
-    net.enter(opened.member(member).netns)
+    opened.move_into(member)
     sys.stdout.flush()
     try:
         os.execvp(command[0], command)

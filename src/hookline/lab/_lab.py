@@ -2,12 +2,10 @@
 
 What holds whatever happens, also ``kill -9`` of whoever makes, changes or removes a lab:
 
-- Everything of a lab carries its name: network namespaces ``hl.LAB.…``, the folders of its files, state and
-pins,
-  and its server, whose number is in ``lab.json`` before it may outlive its maker. Interfaces exist inside its
-  namespaces only. So `down` finds all of it without knowing how far the making came.
-- Removal takes pins first (a pinned XDP link outlives its namespace), then processes, namespaces and state,
-and the
+- Everything of a lab carries its name: network namespaces ``hl.LAB.…``, cgroups ``hookline/LAB/…``, the folders of its
+  files, state and pins, and its server, whose number is in ``lab.json`` before it may outlive its maker. Interfaces exist
+  inside its namespaces only. So `down` finds all of it without knowing how far the making came.
+- Removal takes pins first (a pinned XDP link outlives its namespace), then processes, namespaces, cgroups and state, and the
   lab's own folder last: while it is there, the lab can be found and removed again.
 """
 
@@ -17,19 +15,21 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from hookline import net
-from hookline.lab import _announce, _processes, _topology
+from hookline.lab import _announce, _inside, _processes, _topology
 from hookline.lab._announce import Announcement
 from hookline.lab._client import Client, ServerCounts, start
 from hookline.lab._errors import LabError
 from hookline.lab._plan import LAB_KINDS, Family, Member, Plan, plan
 from hookline.lab._probe import Probe, probe
+from hookline.lab._processes import Process
 from hookline.lab._record import Record, boot_id, is_locked, locked, recorded_labs, write_json
 from hookline.model import Pod, Resource, parse
 from hookline.model.names import (
@@ -41,6 +41,7 @@ from hookline.model.names import (
     NodeName,
     Protocol,
     check_lab_name,
+    lab_cgroup,
     lab_netns_prefix,
     lab_pins,
     lab_run_dir,
@@ -51,6 +52,8 @@ from hookline.model.names import (
 Say: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[int, int], None]
 Status: TypeAlias = Literal["up", "changing", "incomplete"]
+
+Result = TypeVar("Result")
 
 _PATIENCE_S = 15.0
 
@@ -164,6 +167,8 @@ class Lab:
             after = plan((*self._plan.resources, resource), self.name, self._record.families)
             member = after.pods[-1]
             try:
+                if self._record.cgroups:
+                    net.cgroups.make(member.cgroup)
                 _topology.add_pod(after, member)
                 _announce.settle_pod(after, folder, member)
                 self._client.add([member])
@@ -171,6 +176,7 @@ class Lab:
                 with contextlib.suppress(LabError):
                     self._client.remove([member.endpoint])
                 _topology.remove_pod(after, member)
+                _remove_cgroup(member.cgroup)
                 raise
             self._save(after)
         return self.resources()
@@ -200,6 +206,7 @@ class Lab:
             self._client.remove([member.endpoint])
             _end_processes([member.netns])
             _topology.remove_pod(after, member)
+            _remove_cgroup(member.cgroup)
         return self.resources()
 
     def announce(self, node: str, services: Mapping[str | Address, Announcement]) -> None:
@@ -256,17 +263,70 @@ class Lab:
             source=origin.endpoint,
             target=to.member,
             timeout=timeout,
+            group=self.cgroup(origin.endpoint),
         )
+
+    def cgroup(self, endpoint: str | Endpoint) -> str:
+        """The cgroup of a member's processes, relative to the cgroup2 mount; "" where it has none.
+
+        Machines outside have none, and nobody has where cgroup v2 could not be written when the lab was made.
+
+        Raises:
+            LabError: There is no such member.
+        """
+        return self.member(endpoint).cgroup if self._record.cgroups else ""
+
+    def move_into(self, endpoint: str | Endpoint) -> None:
+        """Move this whole process into a member for good: its network namespace (the calling thread's) and its cgroup.
+
+        Raises:
+            LabError: There is no such member.
+        """
+        member = self.member(endpoint)
+        _inside.move(member.netns, self.cgroup(member.endpoint))
+
+    def call(self, endpoint: str | Endpoint, function: Callable[[], Result]) -> Result:
+        """Run a function inside a member, in a fork of this process, and return what it returns (pickled on its way).
+
+        Raises:
+            LabError: There is no such member, or no result came back.
+            BaseException: What the function raised.
+        """
+        member = self.member(endpoint)
+        return _inside.call(member.netns, self.cgroup(member.endpoint), function)
+
+    def sockets(
+        self, endpoint: str | Endpoint, family: Family, protocol: Protocol = "tcp", number: int = 1
+    ) -> list[socket.socket]:
+        """New sockets that are a member's: of its network namespace and its cgroup, wherever they are used then.
+
+        Args:
+            endpoint: The member.
+            family: 4 or 6.
+            protocol: ``tcp`` or ``udp``.
+            number: How many.
+
+        Raises:
+            LabError: There is no such member.
+            OSError: The kernel gives no more sockets.
+        """
+        member = self.member(endpoint)
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        wanted = [(socket.AF_INET if family == 4 else socket.AF_INET6, kind)] * number
+        return _inside.open_sockets(member.netns, self.cgroup(member.endpoint), wanted)
 
     def start(
         self, endpoint: str | Endpoint, command: Sequence[str], **options: Any
     ) -> subprocess.Popen[Any]:
-        """Start a command in a member's network namespace; ``options`` are those of `subprocess.Popen`.
+        """Start a command in a member's network namespace and cgroup; ``options`` are those of `subprocess.Popen`.
 
         Raises:
             LabError: There is no such member, or the command cannot be run.
         """
-        with net.inside(self.member(endpoint).netns):
+        member = self.member(endpoint)
+        if group := self.cgroup(member.endpoint):
+            command = _inside.command_in(group, command, options.get("env"))
+        with net.inside(member.netns):
             try:
                 return subprocess.Popen(command, **options)
             except OSError as error:
@@ -275,7 +335,7 @@ class Lab:
     def run(
         self, endpoint: str | Endpoint, command: Sequence[str], *, timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a member's network namespace, and return its exit status and output as text.
+        """Run a command in a member's network namespace and cgroup, and return its exit status and output as text.
 
         Raises:
             LabError: There is no such member, or the command cannot be run.
@@ -398,11 +458,17 @@ def up(
         say(f"passed over, as not of a lab: {', '.join(others)}")
     if any(port.protocol == "sctp" for member in wanted.members for port in member.ports):
         say("ports of SCTP have no server: the lab's servers speak TCP and UDP")
+    cgroups = net.cgroups.writable()
+    if not cgroups:
+        say("cgroup v2 is not there for writing: the lab's processes stay in the cgroup that starts them")
     with locked(name, create=True) as folder:
         _refuse_existing(name, say)
-        record = Record.begin(name, families, wanted.nodes[0].name)
+        record = Record.begin(name, families, wanted.nodes[0].name, cgroups=cgroups)
         try:
             record.write()
+            if cgroups:
+                for group in (member.cgroup for member in wanted.members if member.cgroup):
+                    net.cgroups.make(group)
             with start(name, folder) as leash:
                 record = record.with_server(leash.process)
                 record.write()
@@ -488,7 +554,9 @@ def _refuse_existing(name: str, say: Say) -> None:
 def _remains(name: str) -> bool:
     """Whether there is something of a lab beside its folder, as far as this user may look."""
     namespaces = net.list_names(lab_netns_prefix(name))
-    return bool(namespaces) or os.path.exists(lab_pins(name)) or os.path.exists(lab_state_dir(name))
+    mount = net.cgroups.mount()
+    folders = [lab_pins(name), lab_state_dir(name), *([mount / lab_cgroup(name)] if mount else [])]
+    return bool(namespaces) or any(os.path.exists(folder) for folder in folders)
 
 
 def _remove(name: str, record: Record | None) -> None:
@@ -510,6 +578,7 @@ def _remove_contents(name: str, record: Record | None) -> None:
     _end_processes(NETNS / namespace for namespace in namespaces)
     for namespace in namespaces:
         net.delete(namespace)
+    _remove_cgroup(lab_cgroup(name))
     for state in {lab_state_dir(name), *([record.state] if record else [])}:
         if state.exists():
             shutil.rmtree(state)
@@ -529,6 +598,19 @@ def _end_processes(namespaces: Iterable[Path]) -> None:
             inodes.add((status.st_dev, status.st_ino))
     for process in _processes.in_namespaces(inodes):
         _processes.end(process)
+
+
+def _remove_cgroup(group: str) -> None:
+    """End what runs in a cgroup of a lab, also what left the lab's namespaces, and remove it with those below."""
+    mount = net.cgroups.mount()
+    if mount is None or not group or not (mount / group).is_dir():
+        return
+    for number in net.cgroups.processes(group):
+        process = Process.of(number)
+        if process is not None and number != os.getpid():
+            _processes.end(process)
+    net.cgroups.remove(group)
+    _remove_if_empty(mount / Path(group).parts[0])
 
 
 def _remove_if_empty(*folders: Path) -> None:

@@ -16,7 +16,15 @@ from typing import Any, Literal, TypeAlias, cast
 
 from hookline.lab._errors import LabError
 from hookline.model import ExternalHost, Namespace, Node, Pod, Resource, parse
-from hookline.model.names import FIRST_NODE, Address, Endpoint, Protocol, check_namespace
+from hookline.model.names import (
+    FIRST_NODE,
+    Address,
+    Endpoint,
+    Protocol,
+    check_namespace,
+    node_processes_cgroup,
+    pod_cgroup,
+)
 
 Family: TypeAlias = Literal[4, 6]
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -48,7 +56,8 @@ class Member:
     """A node, pod or external host of a lab: one network namespace.
 
     ``endpoint`` is its name in every command (``default/a``, ``external/x``, ``node/n``), ``node`` the name
-    of the node that a pod runs on (empty for the others).
+    of the node that a pod runs on (empty for the others). ``cgroup`` is that of its processes, relative to the cgroup2
+    mount; empty for machines outside, which run on no node.
     """
 
     endpoint: str
@@ -57,6 +66,7 @@ class Member:
     addresses: tuple[Address, ...]
     ports: tuple[ServedPort, ...] = ()
     node: str = ""
+    cgroup: str = ""
 
     @property
     def name(self) -> str:
@@ -74,6 +84,7 @@ class Member:
             "kind": self.kind,
             "netns": str(self.netns),
             "node": self.node,
+            "cgroup": self.cgroup,
             "addresses": [str(address) for address in self.addresses],
             "ports": [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in self.ports],
         }
@@ -288,7 +299,13 @@ def _node(name: str) -> Node:
 
 def _node_member(lab: str, node: Node) -> Member:
     endpoint = Endpoint("node", node.name)
-    return Member(endpoint.member, "node", endpoint.netns(lab), node.addresses)
+    return Member(
+        endpoint.member,
+        "node",
+        endpoint.netns(lab),
+        node.addresses,
+        cgroup=node_processes_cgroup(lab, node.name),
+    )
 
 
 def _pod_member(lab: str, pod: Pod) -> Member:
@@ -304,6 +321,7 @@ def _pod_member(lab: str, pod: Pod) -> Member:
         _ipv4_first(pod.addresses),
         _once(ports),
         node=pod.spec.node_name,
+        cgroup=pod_cgroup(lab, pod.spec.node_name, pod.namespace, pod.name),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hookline.lab._errors import ProbeFailed
+from hookline.lab._inside import open_sockets
 from hookline.model.names import Address, Protocol
 from hookline.net import inside
 
@@ -71,8 +72,9 @@ def probe(
     source: str,
     target: str,
     timeout: float,
+    group: str = "",
 ) -> Probe:
-    """Ask from inside a namespace, and wait for the answer.
+    """Ask from inside a namespace, with a socket of a cgroup where one is named, and wait for the answer.
 
     Raises:
         ProbeFailed: There is none; the error says why.
@@ -80,11 +82,13 @@ def probe(
     what = f"{source} gets no answer from {target} ({_at(address, port)}/{protocol})"
     if protocol == "sctp":
         raise ProbeFailed(what, why="probes speak TCP and UDP", reason="unreachable", remedy="use tcp or udp")
-    with inside(namespace):
-        handle = socket.socket(
-            socket.AF_INET if address.version == 4 else socket.AF_INET6,
-            socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM,
-        )
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    if group:
+        (handle,) = open_sockets(namespace, group, [(family, kind)])
+    else:
+        with inside(namespace):
+            handle = socket.socket(family, kind)
     with handle:
         begun = time.perf_counter_ns()
         deadline = time.monotonic() + timeout

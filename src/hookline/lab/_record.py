@@ -41,9 +41,12 @@ class Record:
     families: tuple[Family, ...] = (4, 6)
     server: Process | None = None
     first_node: str = ""
+    cgroups: bool = False
 
     @classmethod
-    def begin(cls, name: str, families: tuple[Family, ...], first_node: str) -> Record:
+    def begin(
+        cls, name: str, families: tuple[Family, ...], first_node: str, *, cgroups: bool = False
+    ) -> Record:
         """The record of a lab that this process is about to make."""
         maker = Process.of(os.getpid())
         assert maker is not None, "this process runs"
@@ -56,6 +59,7 @@ class Record:
             time.time(),
             families,
             first_node=first_node,
+            cgroups=cgroups,
         )
 
     @classmethod
@@ -74,6 +78,7 @@ class Record:
                 families=tuple(document["families"]),
                 server=Process(**server) if server else None,
                 first_node=document["firstNode"],
+                cgroups=document.get("cgroups", False),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -92,6 +97,7 @@ class Record:
                 "madeAt": self.made_at,
                 "families": self.families,
                 "firstNode": self.first_node,
+                "cgroups": self.cgroups,
             },
         )
 

@@ -1,8 +1,8 @@
 """Names of nodes, labs and endpoints, and the places that follow from them.
 
 A node is ``host``, ``lab/LAB`` or ``lab/LAB/NODE``; from its name follow where its programs are pinned,
-where its wanted state is kept and which network namespace it is. An endpoint is what a person types to say
-who talks to whom: a pod, a machine outside, a node or an address, with a port or without.
+where its wanted state is kept, which network namespace it is and which cgroup its processes are in. An
+endpoint is what a person types to say who talks to whom: a pod, a machine outside, a node or an address, with a port or without.
 
 Nothing here touches the machine; only the environment variable ``HOOKLINE_STATE`` is read.
 """
@@ -132,6 +132,11 @@ class NodeName:
         """The node's network namespace; None for the host: the one that the command runs in."""
         return None if self.lab is None else node_netns(self.lab, self.node)
 
+    @property
+    def cgroup(self) -> str:
+        """The cgroup that holds this node's processes, relative to the cgroup2 mount: "" (its root) for the host."""
+        return "" if self.lab is None else node_cgroup(self.lab, self.node)
+
     def __str__(self) -> str:
         return self.node if self.lab is None else f"lab/{self.lab}/{self.node}"
 
@@ -139,6 +144,26 @@ class NodeName:
 def lab_pins(lab: str) -> Path:
     """The folder that holds the pins of all nodes of a lab."""
     return BPFFS / "lab" / check_lab_name(lab)
+
+
+def lab_cgroup(lab: str) -> str:
+    """The cgroup that holds those of a lab's nodes, relative to the cgroup2 mount."""
+    return f"hookline/{check_lab_name(lab)}"
+
+
+def node_cgroup(lab: str, node: str) -> str:
+    """The cgroup of a lab's node: ``hookline/LAB/NODE`` (no dots, since ``cgroup.procs`` is no name for a group)."""
+    return f"{lab_cgroup(lab)}/{node.replace('.', '_')}"
+
+
+def node_processes_cgroup(lab: str, node: str) -> str:
+    """The cgroup of the processes that run on a lab's node itself, beside its pods."""
+    return f"{node_cgroup(lab, node)}/host"
+
+
+def pod_cgroup(lab: str, node: str, namespace: str, pod: str) -> str:
+    """The cgroup of a pod's processes, below that of its node."""
+    return f"{node_cgroup(lab, node)}/pods/{namespace}_{pod}"
 
 
 def lab_state_dir(lab: str) -> Path:

@@ -1,9 +1,10 @@
-"""Network namespaces, interfaces, routes and neighbours, through netlink (pyroute2).
+"""Network namespaces, interfaces, routes and neighbours, through netlink (pyroute2); cgroups (`hookline.net.cgroups`).
 
 Functions act on the calling thread's network namespace; ``with net.inside(path):`` moves the thread for a
 while.
 """
 
+from hookline.net import cgroups
 from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
 from hookline.net._lookup import routes_to
@@ -51,6 +52,7 @@ __all__ = [
     "add_bridge",
     "add_route",
     "add_veth",
+    "cgroups",
     "create",
     "default_interface",
     "delete",
