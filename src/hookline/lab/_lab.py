@@ -585,7 +585,9 @@ def _remove_contents(name: str, record: Record | None) -> None:
             _remove_if_empty(state.parent, state.parent.parent)
     folder = lab_run_dir(name)
     for path in folder.iterdir() if folder.exists() else ():
-        if path.name != "lab.json":
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lab.json":
             path.unlink()
 
 

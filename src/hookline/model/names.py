@@ -128,6 +128,18 @@ class NodeName:
         return lab_state_dir(self.lab) / self.node
 
     @property
+    def run_dir(self) -> Path:
+        """The folder of what runs for this node: its agent's socket and lock. ``…/host`` or, within the lab's, ``…/nodes/NODE``."""
+        if self.lab is None:
+            return RUN / self.node
+        return lab_run_dir(self.lab) / "nodes" / self.node
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where this node's agent answers."""
+        return self.run_dir / "agent.sock"
+
+    @property
     def netns(self) -> Path | None:
         """The node's network namespace; None for the host: the one that the command runs in."""
         return None if self.lab is None else node_netns(self.lab, self.node)
