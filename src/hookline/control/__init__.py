@@ -6,7 +6,8 @@ objects of users' own.
 """
 
 from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError
-from hookline.control.node import Applied, BackendStatus, Node, PoolStatus, load
+from hookline.control.drift import Repair, Repaired
+from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolStatus, load
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
@@ -16,6 +17,7 @@ __all__ = [
     "BackendStatus",
     "Conflict",
     "ControlError",
+    "Covered",
     "DoesNotFit",
     "Frontend",
     "Node",
@@ -25,6 +27,8 @@ __all__ = [
     "Pool",
     "PoolStatus",
     "PoolSummary",
+    "Repair",
+    "Repaired",
     "ResourceChange",
     "StateError",
     "Target",

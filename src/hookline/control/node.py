@@ -22,6 +22,7 @@ import numpy as np
 
 from hookline import bpf, net
 from hookline.control._errors import Conflict, ControlError, NotThere
+from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
@@ -104,11 +105,22 @@ class _Kernel:
     uplinks: tuple[tuple[str, str], ...] = ()
     config: NodeConfig | None = None
     indexes: tuple[int, ...] = ()
+    links: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
+    watch: TableWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = TableWatch(self.balancer, self.tables)
 
     def settle(self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...]) -> None:
         """Notes that the programs are attached as this configuration wants them."""
         self.config, self.uplinks = config, uplinks
         self.indexes = _indexes(uplinks)
+        self.links, self.pinned = link_state(self.balancer.pins), pinned_names(self.balancer.pins)
+
+    def unsettle(self) -> None:
+        """Has the next change look at everything, as if another process had left it."""
+        self.uplinks = ()
 
     def is_in_step(self, config: NodeConfig | None) -> bool:
         """Whether they still are: the same configuration, on interfaces that nobody made anew."""
@@ -142,6 +154,8 @@ class Node:
         self._pools: dict[str, tuple[Pool, ...]] = {}
         self._hops: dict[int, frozenset[tuple[str, str]]] = {}
         self._neighbours: set[tuple[str, str]] = set()
+        self._forwarded: set[int] = set()
+        self._repairing = False
         self._kernel: _Kernel | None = None
 
     def close(self) -> None:
@@ -167,14 +181,15 @@ class Node:
         self,
         what: PathLike | Resource | Iterable[PathLike | Resource],
         *,
-        prune: bool = False,
+        prune: bool | Covered = False,
         owner: str | None = None,
     ) -> Applied:
         """Adds and changes objects, and brings the kernel to it.
 
         Args:
             what: Files, folders or resources.
-            prune: Also remove what the same files once set and no longer hold, in a folder also what files that are gone set.
+            prune: Also remove what the same files once set and no longer hold, in a folder also what files that are gone
+                set; or the sources that the change speaks for.
             owner: Apply as this owner: its objects become exactly these.
 
         Raises:
@@ -183,7 +198,7 @@ class Node:
             bpf.BpfError: The kernel refuses; what was is still there.
         """
         loaded = load(what)
-        covered = _Covered.of(what, loaded) if prune else None
+        covered = prune if isinstance(prune, Covered) else Covered.of(what, loaded) if prune else None
         with self._writing():
             return self._carry_out(self._draft(loaded, prune=covered, owner=owner))
 
@@ -191,12 +206,12 @@ class Node:
         self,
         what: PathLike | Resource | Iterable[PathLike | Resource] = (),
         *,
-        prune: bool = False,
+        prune: bool | Covered = False,
         delete: Sequence[str] = (),
     ) -> Plan:
         """What `apply` or `delete` would do, with the connections that would move; changes nothing."""
         loaded = load(what)
-        covered = _Covered.of(what, loaded) if prune else None
+        covered = prune if isinstance(prune, Covered) else Covered.of(what, loaded) if prune else None
         with self._writing():
             draft = self._draft(loaded, prune=covered, delete=delete)
             self._work_out_moves(draft)
@@ -213,6 +228,23 @@ class Node:
         """
         with self._writing():
             return self._carry_out(self._draft([], delete=references))
+
+    def repair(self, *, full: bool = False) -> Repaired:
+        """Reads the kernel again, and mends what is not as it was left.
+
+        Attachments and the programs in them, pins, the rows of services and backends, tables' slots and neighbours are
+        looked at. What the documents and the routes ask for is worked out again only where this process has not seen the
+        node before, or with ``full``: it costs as much as applying everything.
+
+        Raises:
+            ControlError: It cannot be mended, for example since an interface is not there.
+        """
+        with self._writing():
+            self._repairing = True
+            try:
+                return self._repaired(full)
+            finally:
+                self._repairing = False
 
     # -- reading
 
@@ -285,7 +317,7 @@ class Node:
         self,
         loaded: Sequence[Resource],
         *,
-        prune: _Covered | None = None,
+        prune: Covered | None = None,
         delete: Sequence[str] = (),
         owner: str | None = None,
     ) -> Draft:
@@ -324,7 +356,7 @@ class Node:
         self,
         loaded: Sequence[Resource],
         *,
-        prune: _Covered | None,
+        prune: Covered | None,
         delete: Sequence[str],
         owner: str | None,
     ) -> list[str]:
@@ -508,7 +540,9 @@ class Node:
                     "its packets are dropped and counted as no_backend"
                 )
         draft.hops = hops
-        _require_forwarding(forwarded)
+        self._forwarded = forwarded if full else self._forwarded | forwarded
+        if not self._repairing:
+            _require_forwarding(forwarded)
 
     def _work_out_moves(self, draft: Draft) -> None:
         """Fills in, for a dry run, how many new connections would go elsewhere and how many open ones are concerned."""
@@ -558,6 +592,8 @@ class Node:
                 raise
             state.put_neighbours(self._neighbours)
         state.changed_elsewhere()
+        if self._kernel is not None:
+            self._kernel.watch.forget(pool.key for pool in draft.change.pools)
         for reference, (resource, source) in draft.put.items():
             self._stored[reference] = Stored(resource, source)
         for reference in draft.drop:
@@ -633,6 +669,82 @@ class Node:
         self._forget_neighbours(self._neighbours)
         self._neighbours = set()
         return remove(self.name.pins)
+
+    # -- repairing
+
+    def _repaired(self, full: bool) -> Repaired:
+        result = Repaired()
+        known = self._kernel
+        damaged = known is None
+        if known is not None:
+            drift = known.watch.compare(pool for group in self._pools.values() for pool in group)
+            result.repairs += known.watch.restore(drift)
+            known.watch.distrust(drift)
+            attachments = self._changed_attachments(known)
+            result.repairs += attachments
+            damaged = bool(drift.tables or attachments)
+        lost = self._lost_neighbours()
+        result.repairs += lost
+        damaged = damaged or bool(lost)
+        if not (damaged or full):
+            result.problems += _forwarding_off(self._forwarded)
+            return result
+        if known is not None:
+            known.unsettle()
+        draft = self._draft([])
+        kernel = self._kernel
+        if known is None and kernel is not None and not kernel.balancer.fresh:
+            # Tables that another process built: those whose slots are not what they should be are built again.
+            drift = kernel.watch.compare(pool for group in draft.pools.values() for pool in group)
+            if drift.tables:
+                kernel.watch.distrust(drift)
+                draft = self._draft([])
+        result.problems += _forwarding_off(self._forwarded)
+        result.problems += draft.plan.warnings
+        result.repairs += [
+            Repair("table", f"{pool.service} port {pool.port} {pool.family}: not what is wanted")
+            for pool in draft.plan.pools
+        ]
+        if kernel is None and not draft.plan.detaches:
+            return result  # nothing is balanced
+        applied = self._carry_out(draft)
+        if not any(one.kind == "link" for one in result.repairs):
+            result.repairs += [
+                Repair("link", f"{one.program}{' on ' * bool(one.interface)}{one.interface}: {one.change}")
+                for one in applied.attachments
+                if one.change != "kept"
+            ]
+        return result
+
+    def _changed_attachments(self, kernel: _Kernel) -> list[Repair]:
+        """What is not attached or pinned as it was left."""
+        pins = self.name.pins
+        repairs = link_drift(kernel.links, link_state(pins))
+        repairs += [
+            Repair("pin", f"{name}: it was unpinned") for name in sorted(kernel.pinned - pinned_names(pins))
+        ]
+        if not repairs and kernel.uplinks and kernel.indexes != _indexes(kernel.uplinks):
+            names = ", ".join(name for name, _ in kernel.uplinks)
+            repairs.append(Repair("link", f"{names}: an interface was made anew"))
+        if not repairs and kernel.uplinks:
+            missing = not_attached(pins, [name for name, _ in kernel.uplinks])
+            repairs += [
+                Repair("link", f"{program}{' on ' * bool(interface)}{interface}: it was detached")
+                for program, interface in missing
+            ]
+        return repairs
+
+    def _lost_neighbours(self) -> list[Repair]:
+        """Next hops that the kernel no longer keeps resolved."""
+        if not self._neighbours:
+            return []
+        there = {(str(one.address), one.interface) for one in net.neighbours() if one.managed}
+        lost = self._neighbours - there
+        self._neighbours &= there
+        return [
+            Repair("neighbour", f"{address} on {interface}: it was removed")
+            for address, interface in sorted(lost)
+        ]
 
     # -- staying in step
 
@@ -742,23 +854,30 @@ def load(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Reso
 
 
 @dataclass(frozen=True, slots=True)
-class _Covered:
-    """The sources that a change with ``prune`` speaks for: files, and whatever was once a file of these folders."""
+class Covered:
+    """The sources that a change with ``prune`` speaks for: files, and whatever was once a file of these folders.
+
+    ``excluded`` are files that it says nothing of, such as broken ones.
+    """
 
     files: frozenset[str]
-    folders: frozenset[str]
+    folders: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
     @classmethod
     def of(
         cls, what: PathLike | Resource | Iterable[PathLike | Resource], loaded: Iterable[Resource]
-    ) -> _Covered:
+    ) -> Covered:
+        """What a change with these paths and resources speaks for."""
         given = [what] if isinstance(what, str | os.PathLike | Resource) else list(what)
         paths = [os.path.abspath(item) for item in given if not isinstance(item, Resource)]
         folders = frozenset(path for path in paths if os.path.isdir(path))
         return cls(frozenset(paths) | {_source(resource) for resource in loaded}, folders)
 
     def __contains__(self, source: str) -> bool:
-        return source in self.files or os.path.dirname(source) in self.folders
+        return source not in self.excluded and (
+            source in self.files or os.path.dirname(source) in self.folders
+        )
 
 
 def _source(resource: Resource) -> str:
@@ -776,15 +895,23 @@ FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/i
 
 
 def _require_forwarding(versions: set[int]) -> None:
-    for version in sorted(versions):
-        path = FORWARDING[version]
-        if path.exists() and path.read_text().strip() == "0":
-            name = ".".join(path.parts[3:])
-            raise ControlError(
-                f"IPv{version} forwarding is switched off on this node",
-                why="backends that are not on the node itself cannot be reached without it",
-                remedy=f"sysctl -w {name}=1",
-            )
+    for what in _forwarding_off(versions):
+        version = int(what[3])
+        name = ".".join(FORWARDING[version].parts[3:])
+        raise ControlError(
+            what,
+            why="backends that are not on the node itself cannot be reached without it",
+            remedy=f"sysctl -w {name}=1",
+        )
+
+
+def _forwarding_off(versions: set[int]) -> list[str]:
+    """What is said of each family that needs forwarding and has it switched off."""
+    return [
+        f"IPv{version} forwarding is switched off on this node"
+        for version in sorted(versions)
+        if FORWARDING[version].exists() and FORWARDING[version].read_text().strip() == "0"
+    ]
 
 
 def _summary(change: PoolChange, pool: Pool, moved: float | None, connections: int | None) -> PoolSummary:

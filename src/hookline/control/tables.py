@@ -168,16 +168,23 @@ class Tables:
 
     def load(self) -> None:
         """Reads the kernel's maps."""
-        keys, values = self._balancer.maps["services"].read()
-        width = keys.dtype.itemsize
-        raw = np.ascontiguousarray(keys).tobytes()
-        self.services: dict[bytes, ServiceRow] = {
-            raw[i * width : (i + 1) * width]: ServiceRow(*row) for i, row in enumerate(values.tolist())
-        }
+        self.services = self.read_services()
         _, self._backends = self._balancer.maps["backends"].read()
         self._pools: dict[int, dict[BackendIdentity, int]] = {}
         for row in np.flatnonzero(self._backends["flags"]).tolist():
             self._remember(row)
+
+    def read_services(self) -> dict[bytes, ServiceRow]:
+        """The rows of ``services`` as the kernel has them now, by key."""
+        keys, values = self._balancer.maps["services"].read()
+        width = keys.dtype.itemsize
+        raw = np.ascontiguousarray(keys).tobytes()
+        return {raw[i * width : (i + 1) * width]: ServiceRow(*row) for i, row in enumerate(values.tolist())}
+
+    @property
+    def backends(self) -> NDArray[np.void]:
+        """The mirror of ``backends``, by row."""
+        return self._backends
 
     def _remember(self, row: int) -> None:
         entry = self._backends[row]

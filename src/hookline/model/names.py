@@ -129,7 +129,7 @@ class NodeName:
 
     @property
     def run_dir(self) -> Path:
-        """The folder of what runs for this node: its agent's socket and lock. ``…/host`` or, within the lab's, ``…/nodes/NODE``."""
+        """The folder of what runs for this node, its agent: ``…/host`` or, in the lab's own, ``…/nodes/NODE``."""
         if self.lab is None:
             return RUN / self.node
         return lab_run_dir(self.lab) / "nodes" / self.node
