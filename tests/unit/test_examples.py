@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hookline import model
 from hookline.model import Resource
 from hookline.sources import files
 
@@ -28,4 +29,4 @@ def test_folders_have_a_lesson() -> None:
 def test_kinds_have_an_example() -> None:
     shown: set[type[Resource]] = {type(resource) for path in FILES for resource in files.load([path])}
     names = {kind.kind for kind in shown}
-    assert {"VirtualService", "Service", "EndpointSlice", "NodeConfig", "ExternalHost"} <= names
+    assert names == {kind.kind for kind in model.supported_kinds()}

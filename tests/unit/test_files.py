@@ -220,8 +220,8 @@ def test_tags_of_the_core_schema() -> None:
             "kind: VirtualServer",
             (
                 'a.yaml:2: kind: "VirtualServer" is not a kind that Hookline knows '
-                "(did you mean VirtualService? Supported: EndpointSlice, ExternalHost, "
-                "Namespace, Node, NodeConfig, Pod, Service, VirtualService)"
+                "(did you mean VirtualService? Supported: DNSCapture, EndpointSlice, ExternalHost, "
+                "LocalRedirectPolicy, Namespace, Node, NodeConfig, Pod, Service, ServicePolicy, VirtualService)"
             ),
         ),
         ("kind: VirtualService\n", "", "a.yaml:1: kind is missing (add kind, such as VirtualService)"),

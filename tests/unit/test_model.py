@@ -117,7 +117,70 @@ CONFIG: Document = {
         "nat": {"portMin": 20000, "portMax": 30000},
     },
 }
-ALL = [ORDERS, SERVICE, SLICE, POD, NODE, NAMESPACE, HOST, CONFIG]
+POLICY: Document = {
+    "apiVersion": "hookline.dev/v1alpha1",
+    "kind": "ServicePolicy",
+    "metadata": {"name": "web", "namespace": "shop"},
+    "spec": {
+        "targetRef": {"kind": "Service", "name": "web"},
+        "algorithm": "modulo",
+        "healthCheck": {
+            "type": "https",
+            "port": 8443,
+            "path": "/healthz",
+            "host": "web.example",
+            "expectedStatuses": [204, "200-201"],
+            "intervalSeconds": 0.5,
+            "timeoutSeconds": 0.25,
+            "jitterPercent": 0,
+            "rise": 1,
+            "fall": 2,
+            "tls": {"caFile": "/etc/ca.pem", "serverName": "web.example"},
+        },
+        "slowStartSeconds": 30,
+        "drainSeconds": 1.5,
+        "allDown": "failOpen",
+        "sessionAffinity": {"type": "ClientIP", "timeoutSeconds": 60},
+    },
+}
+REDIRECT: Document = {
+    "apiVersion": "hookline.dev/v1alpha1",
+    "kind": "LocalRedirectPolicy",
+    "metadata": {"name": "dns", "namespace": "kube-system"},
+    "spec": {
+        "redirectFrontend": {
+            "addressMatcher": {
+                "ip": "169.254.20.10",
+                "toPorts": [
+                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                ],
+            }
+        },
+        "redirectBackend": {
+            "localEndpointSelector": {
+                "matchLabels": {"app": "dns"},
+                "matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["old"]}],
+            },
+            "toPorts": [
+                {"name": "dns", "port": 5353, "protocol": "UDP"},
+                {"name": "dns-tcp", "port": 5353},
+            ],
+        },
+        "skipRedirectFromBackend": True,
+        "description": "the node's own cache",
+    },
+}
+CAPTURE: Document = {
+    "apiVersion": "hookline.dev/v1alpha1",
+    "kind": "DNSCapture",
+    "metadata": {"name": "names", "namespace": "shop"},
+    "spec": {
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "resolver": {"addresses": ["169.254.20.10", "fd00::53"], "port": 5353},
+    },
+}
+ALL = [ORDERS, SERVICE, SLICE, POD, NODE, NAMESPACE, HOST, CONFIG, POLICY, REDIRECT, CAPTURE]
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
@@ -313,8 +376,9 @@ def test_find_kind() -> None:
     with pytest.raises(InvalidResource) as caught:
         model.find_kind("servise")
     assert str(caught.value) == (
-        'kind: "servise" is not a kind that Hookline knows (did you mean Service? Supported: EndpointSlice, '
-        "ExternalHost, Namespace, Node, NodeConfig, Pod, Service, VirtualService)"
+        'kind: "servise" is not a kind that Hookline knows (did you mean Service? Supported: DNSCapture, '
+        "EndpointSlice, ExternalHost, LocalRedirectPolicy, Namespace, Node, NodeConfig, Pod, Service, "
+        "ServicePolicy, VirtualService)"
     )
 
 
@@ -327,7 +391,286 @@ def test_words_for_kinds_are_unique() -> None:
     assert len(words) == len(set(words))
 
 
+def test_traffic_settings() -> None:
+    policy = parse(POLICY)
+    assert isinstance(policy, model.ServicePolicy)
+    assert policy.service_reference == "Service/shop/web"
+    check = policy.spec.health_check
+    assert check is not None
+    assert [status for status in (199, 200, 201, 202, 204, 404) if check.accepts(status)] == [200, 201, 204]
+    assert policy.spec.session_affinity is not None
+    assert policy.spec.session_affinity.seconds == 60
+    # The same fields stand in a VirtualService itself.
+    settings = {name: value for name, value in POLICY["spec"].items() if name != "targetRef"}
+    service = parse({**ORDERS, "spec": {**ORDERS["spec"], **settings}})
+    assert isinstance(service, model.VirtualService)
+    assert service.spec.health_check == check
+    assert service.spec.drain_seconds == 1.5
+
+
+def test_traffic_defaults() -> None:
+    check = model.HealthCheck(type="tcp")
+    assert (check.interval_seconds, check.timeout_seconds, check.rise, check.fall) == (2.0, 1.0, 2, 3)
+    assert model.HealthCheck(type="tcp", interval_seconds=0.1).timeout_seconds == 0.1
+    assert model.SessionAffinity().seconds == 10800
+    assert model.SessionAffinity(type="None").seconds == 0
+    settings = model.TrafficSettings()
+    assert settings == model.TrafficSettings(
+        algorithm="maglev", slow_start_seconds=0, drain_seconds=0, all_down="reset"
+    )
+    assert model.octets_of("0x00ff") == b"\x00\xff"
+    assert model.octets_of("ping") == b"ping"
+
+
+def test_service_policies_of_kubernetes() -> None:
+    service = parse(changed(SERVICE, "spec.sessionAffinity", "ClientIP"))
+    assert isinstance(service, model.Service)
+    assert service.affinity_seconds == 10800
+    config = {"clientIP": {"timeoutSeconds": 7}}
+    service = parse(changed(service.to_document(), "spec.sessionAffinityConfig", config))
+    assert isinstance(service, model.Service)
+    assert service.affinity_seconds == 7
+    assert [str(address) for address in service.cluster_addresses] == ["10.96.0.1", "fd00::1"]
+    assert [str(address) for address in service.outside_addresses] == ["192.0.2.1", "198.51.100.1"]
+    assert not service.has_node_ports
+    proxied = parse(changed(SERVICE, "status.loadBalancer.ingress.0.ipMode", "Proxy"))
+    assert isinstance(proxied, model.Service)
+    assert [str(address) for address in proxied.outside_addresses] == ["192.0.2.1"]
+
+
+def test_zones() -> None:
+    node = parse(changed(NODE, "metadata.labels", {"topology.kubernetes.io/zone": "a"}))
+    assert isinstance(node, model.Node)
+    assert node.zone == "a"
+    slice_ = parse(SLICE)
+    assert isinstance(slice_, model.EndpointSlice)
+    hints = slice_.endpoints[2].hints
+    assert hints is not None
+    assert [zone.name for zone in hints.for_zones] == ["a"]
+
+
+def test_label_selectors() -> None:
+    selector = model.LabelSelector.model_validate(
+        {
+            "matchLabels": {"a": "1"},
+            "matchExpressions": [
+                {"key": "b", "operator": "In", "values": ["1", "2"]},
+                {"key": "c", "operator": "NotIn", "values": ["1"]},
+                {"key": "d", "operator": "Exists"},
+                {"key": "e", "operator": "DoesNotExist"},
+            ],
+        }
+    )
+    good = {"a": "1", "b": "2", "d": ""}
+    assert selector.accepts(good)
+    for label in ({"a": "2"}, {"b": "3"}, {"c": "1"}, {"e": ""}):
+        assert not selector.accepts(good | label)
+    assert not selector.accepts({"a": "1", "b": "2"})
+    assert model.LabelSelector().accepts({})
+
+
 # --- what is refused, and in which words
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "value", "expected"),
+    [
+        (
+            POLICY,
+            "spec.drainSeconds",
+            "5s",
+            'spec.drainSeconds: "5s" is not a number of seconds from 0 to 86400 (write 5)',
+        ),
+        (POLICY, "spec.drainSeconds", -1, "spec.drainSeconds: -1 is not a number of seconds from 0 to 86400"),
+        (
+            POLICY,
+            "spec.drainSeconds",
+            True,
+            "spec.drainSeconds: true is not a number of seconds from 0 to 86400",
+        ),
+        (
+            POLICY,
+            "spec.drainSeconds",
+            float("nan"),
+            "spec.drainSeconds: nan is not a number of seconds from 0 to 86400",
+        ),
+        (
+            POLICY,
+            "spec.allDown",
+            "open",
+            'spec.allDown: "open" is not one of failOpen, reset (did you mean failOpen?)',
+        ),
+        (
+            POLICY,
+            "spec.sessionAffinity.timeoutSeconds",
+            0,
+            "spec.sessionAffinity.timeoutSeconds: 0 is not a whole number from 1 to 86400",
+        ),
+        (
+            POLICY,
+            "spec.sessionAffinity.timeoutSeconds",
+            86401,
+            "spec.sessionAffinity.timeoutSeconds: 86401 is not a whole number from 1 to 86400",
+        ),
+        (POLICY, "spec.targetRef.kind", "Pod", 'spec.targetRef.kind: "Pod" is not one of Service'),
+        (
+            POLICY,
+            "spec.healthCheck.type",
+            "icmp",
+            'spec.healthCheck.type: "icmp" is not one of tcp, http, https, udp, grpc, command',
+        ),
+        (
+            POLICY,
+            "spec.healthCheck",
+            {"type": "tcp", "path": "/"},
+            "spec.healthCheck.path: path is for checks of type http or https; this one is tcp (remove it)",
+        ),
+        (
+            POLICY,
+            "spec.healthCheck",
+            {"type": "command"},
+            (
+                "spec.healthCheck: a check of type command needs the program and its arguments (add command: "
+                "[/path/of/program])"
+            ),
+        ),
+        (
+            POLICY,
+            "spec.healthCheck",
+            {"type": "udp", "expect": "x"},
+            "spec.healthCheck.expect: an answer is expected and nothing is sent (add send)",
+        ),
+        (
+            POLICY,
+            "spec.healthCheck",
+            {"type": "udp", "send": "0xabc"},
+            'spec.healthCheck.send: "0xabc" begins with 0x, and what follows is not pairs of hexadecimal digits',
+        ),
+        (
+            POLICY,
+            "spec.healthCheck.timeoutSeconds",
+            0.75,
+            "spec.healthCheck.timeoutSeconds: timeoutSeconds 0.75 is longer than intervalSeconds 0.5",
+        ),
+        (
+            POLICY,
+            "spec.healthCheck.path",
+            "healthz",
+            'spec.healthCheck.path: "healthz" is not a path: printable ASCII without spaces that begins with /',
+        ),
+        (
+            POLICY,
+            "spec.healthCheck.path",
+            "/a\r\nX: y",
+            "spec.healthCheck.path: '/a\\r\\nX: y' is not a path: printable ASCII without spaces that begins with /",
+        ),
+        (
+            POLICY,
+            "spec.healthCheck.expectedStatuses",
+            [99],
+            (
+                "spec.healthCheck.expectedStatuses[0]: 99 is neither a status from 100 to 599 nor a range such as "
+                '"200-299"'
+            ),
+        ),
+        (POLICY, "spec.healthCheck.fall", 0, "spec.healthCheck.fall: 0 is not a whole number from 1 to 100"),
+        (
+            POLICY,
+            "spec.healthCheck.intervalSecond",
+            1,
+            "spec.healthCheck.intervalSecond: there is no such field (did you mean intervalSeconds?)",
+        ),
+        (
+            POLICY,
+            "spec.healthCheck.tls.insecureSkipVerify",
+            True,
+            (
+                "spec.healthCheck.tls.insecureSkipVerify: caFile says whom to trust and insecureSkipVerify that it "
+                "does not matter (remove one of them)"
+            ),
+        ),
+        (
+            REDIRECT,
+            "spec.redirectFrontend",
+            {},
+            (
+                "spec.redirectFrontend: a frontend has exactly one of addressMatcher and serviceMatcher; this one has"
+                " neither"
+            ),
+        ),
+        (
+            REDIRECT,
+            "spec.redirectBackend.toPorts.0.name",
+            "x",
+            'spec.redirectFrontend.addressMatcher.toPorts[0].name: no port of redirectBackend is called "dns"',
+        ),
+        (
+            REDIRECT,
+            "spec.redirectBackend.toPorts.0.protocol",
+            "TCP",
+            "spec.redirectBackend.toPorts[1].port: 5353/TCP is already ports[0]",
+        ),
+        (
+            REDIRECT,
+            "spec.redirectFrontend.addressMatcher.ip",
+            "127.0.0.1",
+            (
+                'spec.redirectFrontend.addressMatcher.ip: "127.0.0.1" is a loopback address, which is another '
+                "machine's in every pod"
+            ),
+        ),
+        (
+            REDIRECT,
+            "spec.redirectFrontend",
+            {"serviceMatcher": {"serviceName": "dns", "namespace": "shop"}},
+            (
+                'spec.redirectFrontend.serviceMatcher.namespace: "shop" is not the policy\'s own namespace, kube-'
+                "system: no one may take another namespace's traffic"
+            ),
+        ),
+        (
+            REDIRECT,
+            "spec.redirectBackend.localEndpointSelector.matchExpressions.0.values",
+            [],
+            (
+                "spec.redirectBackend.localEndpointSelector.matchExpressions[0].values: NotIn needs at least one "
+                "value"
+            ),
+        ),
+        (
+            CAPTURE,
+            "spec.resolver",
+            {},
+            "spec.resolver: a resolver has exactly one of address, addresses and selector; this one has none",
+        ),
+        (
+            CAPTURE,
+            "spec.resolver.addresses",
+            ["10.0.0.1", "10.0.0.2"],
+            "spec.resolver.addresses: one address of each family is enough",
+        ),
+        (
+            CAPTURE,
+            "spec.resolver.addresses.0",
+            "fe80::1",
+            'spec.resolver.addresses[0]: "fe80::1" is link-local: without an interface it means nothing',
+        ),
+        (
+            SERVICE,
+            "spec.trafficDistribution",
+            "Far",
+            'spec.trafficDistribution: "Far" is not one of PreferClose, PreferSameZone, PreferSameNode',
+        ),
+        (
+            SERVICE,
+            "spec.ports.0.nodePort",
+            70000,
+            "spec.ports[0].nodePort: 70000 is not a whole number from 0 to 65535",
+        ),
+    ],
+)
+def test_traffic_refuses(document: Document, path: str, value: Any, expected: str) -> None:
+    assert complaint(changed(document, path, value)) == expected
 
 
 @pytest.mark.parametrize(
@@ -552,7 +895,8 @@ def test_words_for_kinds_are_unique() -> None:
             5,
             (
                 "spec.target_port: there is no such field "
-                "(the fields here are addresses, ports, forwarding, algorithm, tableSize, backends)"
+                "(the fields here are algorithm, healthCheck, slowStartSeconds, drainSeconds, allDown, "
+                "sessionAffinity, addresses, ports, forwarding, tableSize, backends)"
             ),
         ),
         ("spec", None, "spec: this field is required"),
@@ -605,8 +949,8 @@ def test_virtual_service_refuses(path: str, value: Any, expected: str) -> None:
             changed(ORDERS, "kind", "VirtualServce"),
             (
                 'kind: "VirtualServce" is not a kind that Hookline knows (did you mean VirtualService? '
-                "Supported: "
-                "EndpointSlice, ExternalHost, Namespace, Node, NodeConfig, Pod, Service, VirtualService)"
+                "Supported: DNSCapture, EndpointSlice, ExternalHost, LocalRedirectPolicy, Namespace, Node, "
+                "NodeConfig, Pod, Service, ServicePolicy, VirtualService)"
             ),
         ),
         (

@@ -117,6 +117,38 @@ def _slice_service(item: Document) -> str:
     return labels.get("kubernetes.io/service-name", "")
 
 
+def _policy_target(item: Document) -> str:
+    target: Document = _spec(item).get("targetRef", {})
+    return f"{target.get('kind', 'Service')}/{target.get('name', '')}"
+
+
+def _check(item: Document) -> str:
+    check: Document = _spec(item).get("healthCheck") or {}
+    return str(check.get("type", "-"))
+
+
+def _redirect_from(item: Document) -> str:
+    frontend: Document = _spec(item)["redirectFrontend"]
+    matcher: Document = frontend.get("addressMatcher") or frontend.get("serviceMatcher") or {}
+    return matcher.get("ip") or f"Service/{matcher.get('serviceName', '')}"
+
+
+def _selector(selector: Document) -> str:
+    equal = (f"{key}={value}" for key, value in selector.get("matchLabels", {}).items())
+    others = (
+        _words([one["key"], one["operator"], *one.get("values", [])])
+        for one in selector.get("matchExpressions", [])
+    )
+    return ", ".join((*equal, *others)) or "all"
+
+
+def _resolver(item: Document) -> str:
+    resolver: Document = _spec(item)["resolver"]
+    named = resolver.get("addresses") or [resolver["address"]] if "selector" not in resolver else []
+    labels = (f"{key}={value}" for key, value in resolver.get("selector", {}).items())
+    return f"{_words(named) or ','.join(labels)} port {resolver.get('port', 53)}"
+
+
 SERVICE: list[Column] = [
     ("ADDRESSES", lambda item: _words(item["addresses"])),
     ("PORTS", lambda item: _ports(_spec(item).get("ports", []), "port")),
@@ -149,4 +181,20 @@ COLUMNS: dict[str, list[Column]] = {
         ("ENDPOINTS", lambda item: len(item["object"].get("endpoints", []))),
     ],
     "NodeConfig": [("INTERFACES", _interfaces)],
+    "ServicePolicy": [
+        ("FOR", _policy_target),
+        ("ALGORITHM", lambda item: _spec(item).get("algorithm", "maglev")),
+        ("CHECK", _check),
+        ("DRAIN", lambda item: f"{_spec(item).get('drainSeconds', 0)} s"),
+        ("AFFINITY", lambda item: (_spec(item).get("sessionAffinity") or {}).get("type", "-")),
+    ],
+    "LocalRedirectPolicy": [
+        ("FROM", _redirect_from),
+        ("TO", lambda item: _selector(_spec(item)["redirectBackend"]["localEndpointSelector"])),
+        ("PORTS", lambda item: _ports(_spec(item)["redirectBackend"]["toPorts"], "port")),
+    ],
+    "DNSCapture": [
+        ("PODS", lambda item: _selector(_spec(item)["podSelector"])),
+        ("RESOLVER", _resolver),
+    ],
 }

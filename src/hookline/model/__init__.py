@@ -7,6 +7,7 @@ does not know; Hookline's refuse them.
 A new kind is one class in one file, and its line below.
 """
 
+from hookline.model._dns_capture import DNSCapture, DNSCaptureSpec, Resolver
 from hookline.model._external_host import ExternalHost, ExternalHostSpec, ExternalPort
 from hookline.model._fields import IPAddress
 from hookline.model._kubernetes import (
@@ -14,6 +15,7 @@ from hookline.model._kubernetes import (
     ContainerPort,
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
     Namespace,
@@ -22,6 +24,15 @@ from hookline.model._kubernetes import (
     Service,
     ServicePort,
     ServiceSpec,
+)
+from hookline.model._local_redirect import (
+    AddressMatcher,
+    LocalRedirectPolicy,
+    LocalRedirectPolicySpec,
+    RedirectBackend,
+    RedirectFrontend,
+    RedirectPort,
+    ServiceMatcher,
 )
 from hookline.model._node_config import Features, Interface, MapSizes, NatPorts, NodeConfig, NodeConfigSpec
 from hookline.model._parse import parse
@@ -36,6 +47,16 @@ from hookline.model._resource import (
     find_kind,
     supported_kinds,
 )
+from hookline.model._selectors import LabelExpression, LabelSelector
+from hookline.model._service_policy import PolicyTarget, ServicePolicy, ServicePolicySpec
+from hookline.model._traffic import (
+    AFFINITY_SECONDS,
+    HealthCheck,
+    SessionAffinity,
+    Tls,
+    TrafficSettings,
+    octets_of,
+)
 from hookline.model._virtual_service import (
     TABLE_SIZES,
     Backend,
@@ -45,14 +66,19 @@ from hookline.model._virtual_service import (
 )
 
 __all__ = [
+    "AFFINITY_SECONDS",
     "HOOKLINE",
     "TABLE_SIZES",
+    "AddressMatcher",
     "Backend",
     "ClusterMetadata",
     "Container",
     "ContainerPort",
+    "DNSCapture",
+    "DNSCaptureSpec",
     "Endpoint",
     "EndpointConditions",
+    "EndpointHints",
     "EndpointPort",
     "EndpointSlice",
     "ExternalHost",
@@ -60,9 +86,14 @@ __all__ = [
     "ExternalPort",
     "Features",
     "FieldPath",
+    "HealthCheck",
     "IPAddress",
     "Interface",
     "InvalidResource",
+    "LabelExpression",
+    "LabelSelector",
+    "LocalRedirectPolicy",
+    "LocalRedirectPolicySpec",
     "Locate",
     "MapSizes",
     "Metadata",
@@ -75,16 +106,28 @@ __all__ = [
     "OwnClusterMetadata",
     "OwnMetadata",
     "Pod",
+    "PolicyTarget",
     "Problem",
+    "RedirectBackend",
+    "RedirectFrontend",
+    "RedirectPort",
     "Refused",
+    "Resolver",
     "Resource",
     "Service",
+    "ServiceMatcher",
+    "ServicePolicy",
+    "ServicePolicySpec",
     "ServicePort",
     "ServiceSpec",
+    "SessionAffinity",
+    "Tls",
+    "TrafficSettings",
     "VirtualService",
     "VirtualServicePort",
     "VirtualServiceSpec",
     "find_kind",
+    "octets_of",
     "parse",
     "supported_kinds",
 ]

@@ -12,20 +12,22 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hookline.model._fields import (
+    PORT_LIMIT,
     AddressText,
     IPAddress,
     Port,
     PortOrName,
     Protocol4,
     Switch,
-    WholeNumber,
     host_address,
     port_refusals,
 )
 from hookline.model._problems import Refused, value_text
 from hookline.model._resource import ClusterMetadata, Native, NativeResource
+from hookline.model._traffic import AFFINITY_SECONDS, DAY_SECONDS
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 class Namespace(NativeResource):
@@ -82,6 +84,17 @@ class Node(NativeResource):
         """The node's addresses inside the cluster (``InternalIP``)."""
         return _parsed(entry.address for entry in self.status.addresses if entry.type == "InternalIP")
 
+    @property
+    def service_addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses on which node ports are reached: inside and outside of the cluster."""
+        kinds = ("InternalIP", "ExternalIP")
+        return _parsed(entry.address for entry in self.status.addresses if entry.type in kinds)
+
+    @property
+    def zone(self) -> str:
+        """The zone that the node is in, empty where it does not say."""
+        return self.metadata.labels.get(ZONE_LABEL, "")
+
 
 class ContainerPort(Native):
     """A port that a container says it listens on."""
@@ -112,10 +125,18 @@ class PodIP(Native):
     ip: AddressText
 
 
+class PodCondition(Native):
+    """One of the things that a pod says about itself; ``Ready`` is the one that services ask."""
+
+    type: str
+    status: str = "Unknown"
+
+
 class PodStatus(Native):
     """A pod's addresses and state."""
 
     phase: str = ""
+    conditions: tuple[PodCondition, ...] = ()
     pod_ip: AddressText | None = None
     pod_ips: tuple[PodIP, ...] = ()
 
@@ -136,6 +157,21 @@ class Pod(NativeResource):
         """The pod's addresses: ``status.podIP`` first, then ``status.podIPs``, each once."""
         first = (self.status.pod_ip,) if self.status.pod_ip else ()
         return _parsed((*first, *(entry.ip for entry in self.status.pod_ips)))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the pod says that it can be used; one that says nothing can."""
+        return all(entry.status == "True" for entry in self.status.conditions if entry.type == "Ready")
+
+    @property
+    def is_terminating(self) -> bool:
+        """Whether the pod is going away."""
+        return self.metadata.deletion_timestamp is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the pod is done for good: nothing listens in it any more."""
+        return self.status.phase in ("Succeeded", "Failed")
 
     @property
     def ports(self) -> tuple[ContainerPort, ...]:
@@ -159,7 +195,7 @@ class ServicePort(Native):
     port: Port
     target_port: PortOrName | None = None
     protocol: Protocol4 = "TCP"
-    node_port: Annotated[int, WholeNumber] | None = None
+    node_port: Annotated[int, Field(strict=True, ge=0, le=PORT_LIMIT)] | None = None
 
     @property
     def target(self) -> int | str:
@@ -176,6 +212,18 @@ def _cluster_ip(value: str) -> str:
 ClusterIP = Annotated[str, AfterValidator(_cluster_ip)]
 
 
+class ClientIPConfig(Native):
+    """How long a client stays with its backend."""
+
+    timeout_seconds: Annotated[int, Field(strict=True, ge=1, le=DAY_SECONDS)] | None = None
+
+
+class SessionAffinityConfig(Native):
+    """The settings of a service's session affinity."""
+
+    client_ip: ClientIPConfig = ClientIPConfig()
+
+
 class ServiceSpec(Native):
     """What a service asks for. ``clusterIP: None`` is a headless service, which is not balanced."""
 
@@ -187,8 +235,13 @@ class ServiceSpec(Native):
     selector: dict[str, str] = Field(default={})
     ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()
     session_affinity: Literal["None", "ClientIP"] = "None"
+    session_affinity_config: SessionAffinityConfig = SessionAffinityConfig()
     internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     external_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    traffic_distribution: Literal["PreferClose", "PreferSameZone", "PreferSameNode"] | None = None
+    publish_not_ready_addresses: Switch = False
+    health_check_node_port: Annotated[int, Field(strict=True, ge=0, le=PORT_LIMIT)] | None = None
+    load_balancer_source_ranges: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _together(self) -> ServiceSpec:
@@ -198,9 +251,14 @@ class ServiceSpec(Native):
 
 
 class Ingress(Native):
-    """An address that a load balancer outside gave the service."""
+    """An address that a load balancer outside gave the service.
+
+    Attributes:
+        ip_mode: ``Proxy``: the load balancer ends connections itself, and its address is not the nodes' to answer.
+    """
 
     ip: AddressText | None = None
+    ip_mode: Literal["VIP", "Proxy"] = "VIP"
     hostname: str = ""
 
 
@@ -233,12 +291,35 @@ class Service(NativeResource):
         return "None" in (self.spec.cluster_ip, *self.spec.cluster_ips) or self.spec.type == "ExternalName"
 
     @property
-    def addresses(self) -> tuple[IPAddress, ...]:
-        """Every address on which clients reach the service, each once: cluster, external, load balancer."""
+    def cluster_addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses for clients inside the cluster."""
         spec = self.spec
-        ingress = (entry.ip for entry in self.status.load_balancer.ingress if entry.ip)
-        clustered = (text for text in (spec.cluster_ip, *spec.cluster_ips) if text not in ("", "None"))
-        return _parsed((*clustered, *spec.external_ips, *ingress))
+        return _parsed(text for text in (spec.cluster_ip, *spec.cluster_ips) if text not in ("", "None"))
+
+    @property
+    def outside_addresses(self) -> tuple[IPAddress, ...]:
+        """The addresses for clients outside: external ones and the load balancer's, without those of ipMode Proxy."""
+        ingress = (
+            entry.ip for entry in self.status.load_balancer.ingress if entry.ip and entry.ip_mode != "Proxy"
+        )
+        return _parsed((*self.spec.external_ips, *ingress))
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Every address of the service's own on which clients reach it, each once: cluster, external, load balancer."""
+        return tuple(dict.fromkeys((*self.cluster_addresses, *self.outside_addresses)))
+
+    @property
+    def has_node_ports(self) -> bool:
+        """Whether the service is also reached on the nodes' addresses."""
+        return self.spec.type in ("NodePort", "LoadBalancer") and any(p.node_port for p in self.spec.ports)
+
+    @property
+    def affinity_seconds(self) -> int:
+        """How long a client stays with its backend; 0 where it does not."""
+        if self.spec.session_affinity != "ClientIP":
+            return 0
+        return self.spec.session_affinity_config.client_ip.timeout_seconds or AFFINITY_SECONDS
 
 
 class EndpointConditions(Native):
@@ -258,6 +339,19 @@ class ObjectReference(Native):
     uid: str = ""
 
 
+class HintName(Native):
+    """The name of a zone or node."""
+
+    name: str
+
+
+class EndpointHints(Native):
+    """Whose clients should take the endpoint."""
+
+    for_zones: tuple[HintName, ...] = ()
+    for_nodes: tuple[HintName, ...] = ()
+
+
 class Endpoint(Native):
     """A backend of a service: one pod or machine, reached by any of its addresses."""
 
@@ -266,6 +360,7 @@ class Endpoint(Native):
     node_name: str | None = None
     target_ref: ObjectReference | None = None
     zone: str | None = None
+    hints: EndpointHints | None = None
 
     @property
     def ips(self) -> tuple[IPAddress, ...]:

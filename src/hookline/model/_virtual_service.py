@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from hookline.model._fields import Address, IPAddress, Port, PortName, PortOrName, port_refusals
 from hookline.model._problems import Refused, value_text
 from hookline.model._resource import Own, OwnMetadata, OwnResource
+from hookline.model._traffic import TrafficSettings
 
 TABLE_SIZES = (1021, 65537)
 """The smallest and the largest Maglev table; both are prime, as every size must be."""
@@ -80,20 +81,19 @@ class Backend(Own):
         return self
 
 
-class VirtualServiceSpec(Own):
-    """What a virtual service asks for.
+class VirtualServiceSpec(TrafficSettings):
+    """What a virtual service asks for, with all `TrafficSettings`.
 
     Attributes:
         forwarding: ``nat`` rewrites both directions; ``dsr`` changes only the layer-2 next hop, and the
             backend, which has the service's address on its loopback, answers the client directly.
         table_size: The Maglev table's size, a prime; None lets Hookline choose at least 100 × the backends.
-        backends: May be empty: then no one answers, and packets are dropped and counted.
+        backends: May be empty: then connections are refused, and counted.
     """
 
     addresses: Annotated[tuple[Address, ...], Field(min_length=1)]
     ports: Annotated[tuple[VirtualServicePort, ...], Field(min_length=1)]
     forwarding: Annotated[Literal["nat", "dsr"], BeforeValidator(_forwarding)] = "nat"
-    algorithm: Literal["maglev", "modulo"] = "maglev"
     table_size: Annotated[int, BeforeValidator(_table_size)] | None = None
     backends: tuple[Backend, ...]
 
