@@ -229,18 +229,49 @@ def ask(connection: socket.socket) -> str:
     return connection.recv(100).decode().strip()
 
 
-def test_without_backends_packets_are_dropped_with_a_reason(place: Lab) -> None:
+def test_without_backends_clients_are_refused_at_once(place: Lab) -> None:
     wanted = service("nobody", ("192.0.2.60", "2001:db8::60"), PORTS, backends=[])
     with api.Node(f"lab/{place.name}") as node:
         applied = node.apply(wanted)
         try:
-            assert any("dropped and counted as no_backend" in warning for warning in applied.plan.warnings)
+            assert any("refused and counted as no_backend" in warning for warning in applied.plan.warnings)
+            before = node.totals()
+            tries: tuple[tuple[str, int, Literal["tcp", "udp"]], ...] = (
+                ("192.0.2.60", 80, "tcp"),
+                ("2001:db8::60", 80, "tcp"),
+                ("192.0.2.60", 53, "udp"),
+                ("2001:db8::60", 53, "udp"),
+            )
+            for number, (address, port, protocol) in enumerate(tries, start=1):
+                with pytest.raises(lab.ProbeFailed) as raised:
+                    place.probe("external/client", address, port, protocol, timeout=10)
+                assert raised.value.reason == "refused"
+                totals = node.totals()
+                assert before is not None
+                assert totals is not None
+                assert totals.answered[0] - before.answered[0] == number
+                assert totals.reasons["no_backend"][0] - before.reasons.get("no_backend", (0, 0))[0] == number
+        finally:
+            node.delete([wanted.reference])
+
+
+def test_a_connected_udp_socket_learns_that_nobody_is_there(place: Lab) -> None:
+    """By the error of its next call, whatever it sent: the whole datagram need not fit into the quotation."""
+    wanted = service("nobody", ("192.0.2.60", "2001:db8::60"), PORTS, backends=[])
+    with api.Node(f"lab/{place.name}") as node:
+        node.apply(wanted)
+        try:
             for address in ("192.0.2.60", "2001:db8::60"):
-                with pytest.raises(lab.ProbeFailed):
-                    place.probe("external/client", address, 80, "tcp", timeout=0.3)
-            totals = node.totals()
-            assert totals is not None
-            assert totals.reasons["no_backend"][0] >= 2
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                with net.inside(place.member("external/client").netns):
+                    client = socket.socket(family, socket.SOCK_DGRAM)
+                with client:
+                    client.settimeout(10)
+                    client.connect((address, 53))
+                    for size in (0, 1, 1400):
+                        client.send(bytes(size))
+                        with pytest.raises(ConnectionRefusedError):
+                            client.recv(1)
         finally:
             node.delete([wanted.reference])
 

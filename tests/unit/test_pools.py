@@ -123,7 +123,7 @@ def test_a_pool_for_each_port_and_family() -> None:
 
 
 def test_a_family_without_backends_is_still_a_pool() -> None:
-    """Its packets are dropped as no_backend, not as no_service."""
+    """Its packets are refused as no_backend, not dropped as no_service."""
     four, six = _compiled(_virtual_service(addresses=["192.0.2.10", "2001:db8::10"]))
     assert (four.table_size, six.table_size) == (1021, 0)
     assert six.targets == ()

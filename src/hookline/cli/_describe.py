@@ -87,6 +87,7 @@ def _print_node(document: Document) -> None:
     rows.append(
         ("handed to the stack", "", totals["handed_to_stack"]["packets"], totals["handed_to_stack"]["bytes"])
     )
+    rows.append(("refusals answered", "", totals["answered"]["packets"], totals["answered"]["bytes"]))
     print_table(("COUNTED", "", "PACKETS", "BYTES"), rows, indent=2)
     if totals["exceptions"]:
         print(

@@ -131,6 +131,7 @@ def totals(node: Node) -> Document | None:
         "drop_reasons": {name: pair(counts) for name, counts in counted.reasons.items()},
         "replies": pair(counted.replies),
         "handed_to_stack": pair(counted.handed_to_stack),
+        "answered": pair(counted.answered),
         "exceptions": dict(counted.exceptions),
     }
 

@@ -537,7 +537,7 @@ class Node:
             if not pool.active:
                 draft.plan.warnings.append(
                     f"{pool.service} port {pool.port}: no IPv{pool.version} backend takes connections; "
-                    "its packets are dropped and counted as no_backend"
+                    "its packets are refused and counted as no_backend"
                 )
         draft.hops = hops
         self._forwarded = forwarded if full else self._forwarded | forwarded

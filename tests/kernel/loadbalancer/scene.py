@@ -44,8 +44,8 @@ SIZES = {
     "maglev": 64,
 }
 
-# The rows of `struct metrics`: five verdicts, then reasons, replies, handed.
-_REASONS, _REPLIES, _HANDED = 5, 20, 21
+# The rows of `struct metrics`: five verdicts, then reasons, replies, handed, answered.
+_REASONS, _REPLIES, _HANDED, _ANSWERED = 5, 20, 21, 22
 _XDP_CONTEXT = struct.Struct(
     "=6I"
 )  # data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
@@ -157,7 +157,8 @@ def flow(ends: Ends, protocol: str = "TCP") -> bytes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a packet. ``reason`` is empty unless it was refused; ``metadata`` lies before the packet."""
+    """What became of a packet. ``reason`` is empty unless it was refused, ``answered`` if that was said to the sender;
+    ``metadata`` lies before the packet."""
 
     verdict: str
     data: bytes
@@ -165,9 +166,12 @@ class Outcome:
     handed: int
     rewritten: bool
     metadata: bytes
+    answered: bool = False
 
     def __str__(self) -> str:
         text = f"{self.verdict} `{self.reason}`" if self.reason else self.verdict
+        if self.answered:
+            return text + ", answered"
         return text + (", rewritten" if self.rewritten else "") + (", handed on" if self.handed else "")
 
     @property
@@ -294,14 +298,19 @@ class Balancer:
         expected = np.zeros_like(grown)
         expected[result.verdict] = (1, length)
         reason = ""
-        if verdict in ("DROP", "ABORTED"):
+        answered = bool(grown[_ANSWERED, 0])
+        expected[_ANSWERED] = grown[_ANSWERED]
+        if answered:
+            assert verdict in ("TX", "REDIRECT")
+            assert grown[_ANSWERED, 0] == 1
+        if answered or verdict in ("DROP", "ABORTED"):
             (number,) = np.flatnonzero(grown[_REASONS:_REPLIES, 0])
             expected[_REASONS + number] = (1, length)
             reason = self._reasons[number]
         handed = int(grown[_HANDED, 0])
         grown[_HANDED] = 0
         assert np.array_equal(grown, expected)
-        return Outcome(verdict, data, reason, handed, data != packet, result.data[:start])
+        return Outcome(verdict, data, reason, handed, data != packet, result.data[:start], answered)
 
     def reply(self, packet: bytes, egress: str = "uplink") -> tuple[bytes, int]:
         """Runs ``reply``; the packet afterwards, and how many replies were counted."""
@@ -315,7 +324,7 @@ class Balancer:
     def _counts(self) -> npt.NDArray[np.int64]:
         """``struct metrics`` over all CPUs: rows of packets and bytes, as the structure has them."""
         raw: npt.NDArray[np.int64] = np.ascontiguousarray(self.maps["metrics"][0]).view(np.int64)
-        summed: npt.NDArray[np.int64] = raw.reshape(-1, _HANDED + 1, 2).sum(axis=0)
+        summed: npt.NDArray[np.int64] = raw.reshape(-1, _ANSWERED + 1, 2).sum(axis=0)
         return summed
 
     def totals(self) -> Totals:

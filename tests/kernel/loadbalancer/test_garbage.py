@@ -12,6 +12,10 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
 
 from tests.kernel.loadbalancer import packets
 from tests.kernel.loadbalancer.packets import SHAPES, Ends, tcp, to_service, udp, version_of, with_extensions
@@ -102,7 +106,33 @@ def served(balancer: Balancer) -> Balancer:
     return balancer
 
 
+def _check_answer(data: bytes, frame: bytes) -> None:
+    """A whole packet, from whom the frame was for to whom it was from, as scapy would make it."""
+    first, second = ((26, 30), (30, 34)) if frame[12:14] == b"\x08\0" else ((22, 38), (38, 54))
+    assert data[:6] == frame[6:12]
+    assert data[6:12] == frame[:6]
+    assert data[slice(*first)] == frame[slice(*second)]
+    assert data[slice(*second)] == frame[slice(*first)]
+    assert len(data) <= len(frame) + 48
+    version = 4 if frame[12:14] == b"\x08\0" else 6
+    start = 34 if version == 4 else 54
+    if data[23 if version == 4 else 20] == packets.TCP_NUMBER:
+        layer4: Packet = TCP(data[start:])
+        layer4.chksum = None
+    else:
+        error = ICMP(type=3, code=3) if version == 4 else ICMPv6DestUnreach(code=4)
+        layer4 = error / Raw(data[start + 8 :])
+    layer3 = (IP if version == 4 else IPv6)(data[14:start])
+    if version == 4:
+        layer3.chksum = None
+    packet = Ether(data[:14]) / layer3 / layer4
+    assert bytes(packet) == data
+
+
 @given(frame=ANYTHING)
+@example(frame=tcp(to_service(4, destination_port=83)))
+@example(frame=udp(to_service(4, destination_port=83)))
+@example(frame=udp(to_service(6, destination_port=83), b"odd"))
 @example(frame=bytes(14))
 @example(frame=bytes(12) + b"\x08\0" + b"\x45")
 @example(frame=bytes(12) + b"\x86\xdd" + b"\x60" + bytes(39))
@@ -110,6 +140,9 @@ def served(balancer: Balancer) -> Balancer:
 def test_balance(served: Balancer, frame: bytes) -> None:
     outcome = served.balance(frame)
     assert outcome.verdict != "ABORTED"
+    if outcome.answered:
+        _check_answer(outcome.data, frame)
+        return
     assert len(outcome.data) == len(frame)
     if outcome.verdict == "DROP" or not outcome.rewritten:
         assert outcome.data == frame

@@ -59,11 +59,11 @@ def _for_service(
     return run
 
 
-def _alone(frame: Callable[[int], bytes | None], *, own: bool = False) -> Run:
+def _alone(frame: Callable[[int], bytes | None], *, own: bool = False, protocol: str = "TCP") -> Run:
     """A packet for a service without backends."""
 
     def run(lb: Balancer, version: int) -> str:
-        _service(lb, version, own=own)
+        _service(lb, version, own=own, protocol=protocol)
         data = frame(version)
         return "—" if data is None else str(lb.balance(data))
 
@@ -183,7 +183,8 @@ CASES: dict[str, Run] = {
         lambda v: tcp(to_service(v, destination_port=22)), own=True
     ),
     "ICMP, where the address is the node's own": _alone(lambda v: packets.icmp(to_service(v)), own=True),
-    "a service without backends": _alone(lambda v: tcp(to_service(v))),
+    "a service without backends, TCP": _alone(lambda v: tcp(to_service(v))),
+    "a service without backends, UDP": _alone(lambda v: udp(to_service(v)), protocol="UDP"),
     "a backend of this node": _for_service(lambda v: tcp(to_service(v)), packets.POD, flags=LOCAL),
     "a backend behind the link it came by": _for_service(lambda v: tcp(to_service(v))),
     "a backend behind another link": _for_service(lambda v: tcp(to_service(v)), packets.SERVER),
@@ -203,6 +204,19 @@ CASES: dict[str, Run] = {
     "a reply of a backend beyond the node": _reply,
     "a fragment of such a reply": _fragmented_reply,
     "a service whose backend's row is not in use": _contradiction,
+    "a reset": _alone(lambda v: tcp(to_service(v), "R")),
+    "sent to a layer-2 group": _alone(lambda v: tcp(to_service(v, mac_destination="ff:ff:ff:ff:ff:ff"))),
+    "from a group or broadcast address": _alone(
+        lambda v: tcp(Ends({4: "255.255.255.255", 6: "ff02::1"}[v], packets.SERVICE[v]))
+    ),
+    "from an address that is no host's": _alone(
+        lambda v: tcp(Ends({4: "127.0.0.1", 6: "::"}[v], packets.SERVICE[v]))
+    ),
+    "from the service's own address": _alone(lambda v: tcp(Ends(packets.SERVICE[v], packets.SERVICE[v]))),
+    "a fragment": _alone(
+        lambda v: (packets.fragment4 if v == 4 else with_extensions([fragment(8)], udp))(to_service(v)),
+        protocol="UDP",
+    ),
 }
 
 
@@ -211,7 +225,8 @@ def _rows() -> dict[str, tuple[str, str]]:
     return {
         match["packet"].strip(): (match["four"].strip(), match["six"].strip())
         for match in rows
-        if match["packet"].strip() not in ("packet", "---") and not match["packet"].startswith("--")
+        if match["packet"].strip() not in ("packet", "packet for a service without backends", "---")
+        and not match["packet"].startswith("--")
     }
 
 

@@ -233,6 +233,14 @@ struct udphdr {
 	__sum16 check;
 };
 
+/* ICMP and ICMPv6, of an error: RFC 792, RFC 4443. */
+struct icmphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be32 unused;
+};
+
 #define AF_INET	 2
 #define AF_INET6 10
 

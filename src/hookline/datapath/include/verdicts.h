@@ -4,7 +4,8 @@
 
 #include "kernel.h"
 
-/* Why a packet was dropped. Names are what a user reads: REASON_NO_BACKEND is shown as "no_backend". */
+/* Why a packet was refused: dropped, or answered with a refusal. Names are what a user reads:
+ * REASON_NO_BACKEND is shown as "no_backend". */
 enum drop_reason {
 	REASON_NONE,
 	REASON_MALFORMED_IPV4,
@@ -36,4 +37,6 @@ struct metrics {
 	struct tally reasons[REASON_COUNT];
 	struct tally replies; /* rewritten at the uplink's egress */
 	struct tally handed;  /* handed to the stack to resolve a neighbour */
+	struct tally
+		answered; /* refused with a reset or "port unreachable": counted under their reason, too */
 };

@@ -50,6 +50,7 @@ MAPS = (
     "backend_metrics",
     "exceptions",
     "settings",
+    "answer_limits",
     "maglev_candidates",
 )
 # These name each other's rows and pages: where one of them is made anew, all are.
@@ -120,6 +121,7 @@ class Totals:
     Attributes:
         verdicts: (packets, bytes) by ``aborted``, ``drop``, ``pass``, ``tx``, ``redirect``.
         reasons: (packets, bytes) of refused packets by reason, those that occurred.
+        answered: (packets, bytes) of refused packets that were answered with a reset or "port unreachable".
         exceptions: What the kernel's ``xdp_exception`` tracepoint reported of the balancer, by verdict.
     """
 
@@ -127,6 +129,7 @@ class Totals:
     reasons: dict[str, tuple[int, int]] = field(default_factory=dict)
     replies: tuple[int, int] = (0, 0)
     handed_to_stack: tuple[int, int] = (0, 0)
+    answered: tuple[int, int] = (0, 0)
     exceptions: dict[str, int] = field(default_factory=dict)
 
 
@@ -432,6 +435,7 @@ def totals(maps: Mapping[str, bpf.Map]) -> Totals:
         reasons=reasons,
         replies=pair(metrics["replies"]),
         handed_to_stack=pair(metrics["handed"]),
+        answered=pair(metrics["answered"]),
         exceptions={name: int(row.sum()) for name, row in zip(VERDICTS, counts, strict=True) if row.any()},
     )
 

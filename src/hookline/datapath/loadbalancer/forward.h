@@ -77,6 +77,17 @@ static __always_inline int hand_over(struct xdp_md *ctx, const struct route *rou
 	return 0;
 }
 
+/* The verdict that sends a packet out of an interface. */
+static __always_inline int leave_by(struct xdp_md *ctx, __u32 ifindex)
+{
+	/* veth_xdp_flush() wakes the peer after XDP_TX only where the peer has an XDP program of its own:
+	 * without one the packet lies in its ring until another packet comes. A redirect to the same
+	 * interface wakes it. */
+	if (ifindex == ctx->ingress_ifindex && !tx_by_redirect)
+		return XDP_TX;
+	return bpf_redirect(ifindex, 0);
+}
+
 /* Writes the layer-2 addresses and says which verdict sends the packet. */
 static __always_inline int send(struct xdp_md *ctx, const struct route *route)
 {
@@ -89,10 +100,5 @@ static __always_inline int send(struct xdp_md *ctx, const struct route *route)
 		return XDP_ABORTED;
 	__builtin_memcpy(ethernet->h_dest, route->parameters.dmac, sizeof(ethernet->h_dest));
 	__builtin_memcpy(ethernet->h_source, route->parameters.smac, sizeof(ethernet->h_source));
-	/* veth_xdp_flush() wakes the peer after XDP_TX only where the peer has an XDP program of its own:
-	 * without one the packet lies in its ring until another packet comes. A redirect to the same
-	 * interface wakes it. */
-	if (route->parameters.ifindex == ctx->ingress_ifindex && !tx_by_redirect)
-		return XDP_TX;
-	return bpf_redirect(route->parameters.ifindex, 0);
+	return leave_by(ctx, route->parameters.ifindex);
 }

@@ -17,6 +17,7 @@
 #include "forward.h"
 #include "maglev.h"
 #include "maps.h"
+#include "reject.h"
 #include "select.h"
 #include "translate.h"
 
@@ -33,7 +34,7 @@ const enum service_scope *unused_service_scope __attribute__((unused));
 const struct maglev_job *unused_maglev_job __attribute__((unused));
 const struct handover *unused_handover __attribute__((unused));
 
-/* A decision: a verdict, and where it is to drop, the reason. */
+/* A decision: a verdict, and where the packet is refused, the reason. */
 struct decision {
 	int verdict;
 	enum drop_reason reason;
@@ -127,7 +128,9 @@ static __always_inline struct decision serve(struct xdp_md *ctx, const struct pa
 			reason = open_connection(packet, service, &fresh);
 		if (reason != REASON_NONE) {
 			metrics->drops++;
-			return refuse(reason);
+			if (reason != REASON_NO_BACKEND)
+				return refuse(reason);
+			return (struct decision){.verdict = reject(ctx, packet), .reason = reason};
 		}
 		connection = &fresh;
 		opened = true;

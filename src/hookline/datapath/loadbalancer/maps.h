@@ -19,6 +19,13 @@ const volatile __u8 check_mtu = 1;		      /* 0 where XDP is generic: it sees sup
 const volatile __u64 closed_ns = 10000000000ULL;      /* a closed connection's port may be taken after this */
 const volatile __u64 tcp_idle_ns = 28800000000000ULL; /* an idle connection's, after this */
 const volatile __u64 udp_idle_ns = 120000000000ULL;
+/* Refusals that are sent, for each CPU: nanoseconds for one, and how many nanoseconds' worth at once. Errors
+ * 1,000 a second and 250 at once, as few as Linux itself sends of them; resets 50,000 a second and 5,000 at
+ * once. */
+const volatile __u64 unreachable_interval_ns = 1000000;
+const volatile __u64 unreachable_depth_ns = 250000000;
+const volatile __u64 reset_interval_ns = 20000;
+const volatile __u64 reset_depth_ns = 100000000;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -84,6 +91,19 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } exceptions SEC(".maps");
+
+/* Up to when each CPU has spent its refusals. */
+struct answer_limits {
+	__u64 unreachable_ns;
+	__u64 reset_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct answer_limits);
+} answer_limits SEC(".maps");
 
 struct settings {
 	__u32 balance_id; /* of the program whose exceptions are counted */
