@@ -16,7 +16,7 @@ from typing import Literal
 
 from hookline.control._errors import Conflict
 from hookline.datapath.loadbalancer import maglev
-from hookline.model import EndpointSlice, ExternalHost, Pod, Resource, Service, VirtualService
+from hookline.model import EndpointSlice, ExternalHost, HealthCheck, Pod, Resource, Service, VirtualService
 
 Address = IPv4Address | IPv6Address
 Protocol = Literal["TCP", "UDP"]
@@ -84,6 +84,9 @@ class Pool:
         table_size: Slots of its table, a prime; for ``modulo`` what the weights need; 0 without active targets.
         affinity_seconds: How long a silent client keeps its backend; 0 where each connection is placed anew.
         drain_seconds: How long a backend that leaves keeps its connections; 0 ends them at once.
+        health_check: How backends are asked whether they are well; None: nobody asks.
+        slow_start_seconds: How long the share of a backend grows that begins to take connections.
+        all_down: What becomes of connections where every backend is down.
     """
 
     service: str
@@ -97,6 +100,9 @@ class Pool:
     table_size: int
     affinity_seconds: int = 0
     drain_seconds: float = 0
+    health_check: HealthCheck | None = None
+    slow_start_seconds: float = 0
+    all_down: Literal["failOpen", "reset"] = "reset"
     key: int = field(init=False)
 
     def __post_init__(self) -> None:
