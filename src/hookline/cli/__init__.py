@@ -30,6 +30,7 @@ COMMANDS = {
     "get": Command("objects", "List objects with their state and counters"),
     "describe": Command("objects", "Show everything about one object"),
     "delete": Command("objects", "Remove objects"),
+    "rollback": Command("objects", "Go back to what was wanted before the last changes"),
     "lab": Command("lab", "A small cluster of network namespaces on this machine"),
     "programs": Command("programs", "The eBPF programs of this machine: list, inspect, dump, load"),
     "maps": Command("maps", "The eBPF maps of this machine: list, dump, watch"),

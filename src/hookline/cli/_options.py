@@ -23,7 +23,7 @@ def complete_kind(incomplete: str) -> list[str]:
     """The kinds by their plural names, and the words for more than one kind."""
     from hookline import model
 
-    names = ("all", "backends", *(kind.plural for kind in model.supported_kinds()))
+    names = ("all", "backends", "generations", *(kind.plural for kind in model.supported_kinds()))
     return [name for name in names if name.startswith(incomplete.lower())]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from hookline.cli._output import Cell, print_table
@@ -27,6 +28,28 @@ def print_backends(backends: Iterable[Document]) -> None:
     )
 
 
+def print_generations(generations: Iterable[Document]) -> None:
+    """Prints generations with what each changed."""
+    print_table(
+        ("GENERATION", "TIME", "CAUSE", "CREATED", "CHANGED", "REMOVED"),
+        [
+            (
+                one["generation"],
+                datetime.fromtimestamp(one["time"]).astimezone().isoformat(" ", "seconds"),
+                one["cause"],
+                *(_few(one[kind]) for kind in ("created", "changed", "removed")),
+            )
+            for one in generations
+        ],
+    )
+
+
+def _few(references: Sequence[str]) -> str:
+    shown = ", ".join(references[:_SHOWN])
+    return f"{shown} and {len(references) - _SHOWN} more" if len(references) > _SHOWN else shown
+
+
+_SHOWN = 3
 BACKEND_HEAD = (
     "BACKEND",
     "ADDRESS",

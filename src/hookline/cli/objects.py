@@ -26,7 +26,7 @@ Output = Literal["table", "json", "yaml"]
 
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN")
 DEFAULT_NAMESPACE = "default"
-ALL, BACKENDS = "all", "backends"
+ALL, BACKENDS, GENERATIONS = "all", "backends", "generations"
 DONE = {"create": "created", "change": "changed", "remove": "removed", "keep": "unchanged"}
 MARKS = {"create": "+", "change": "~", "remove": "-", "keep": " "}
 
@@ -84,8 +84,8 @@ def get(
 ) -> None:
     """List objects and their state: of a kind, or all; or backends.
 
-    "backends" lists every backend of every service with its share of new connections and its counters. Objects of all
-    namespaces are listed unless --namespace names one.
+    "backends" lists every backend of every service with its share of new connections and its counters, "generations" the
+    last changes, which hookline rollback can go back to. Objects of all namespaces are listed unless --namespace names one.
 
     \b
     Examples:
@@ -98,6 +98,9 @@ def get(
     with _opened(node) as opened:
         if kind == BACKENDS:
             _get_backends(opened, name, namespace, chosen)
+            return
+        if kind == GENERATIONS:
+            _get_generations(opened, name, chosen)
             return
         _show_resources(opened, _selected(opened, kind, name, namespace), chosen, kind)
 
@@ -190,6 +193,40 @@ def delete(
         _show_applied(opened, opened.delete(references), as_json=as_json)
 
 
+def rollback(
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to", min=0, metavar="N", help="What was wanted after generation N; by default the one before."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to an earlier generation of what is wanted: hookline get generations lists them.
+
+    Planned, checked and applied as any change, and a generation of its own: a second rollback undoes the first. Objects
+    of an owner (a lab, the agent) stay as they are.
+
+    \b
+    Examples:
+      hookline rollback --dry-run
+      hookline rollback --to 7 --node lab/demo
+    """
+    from hookline.cli._output import print_json
+
+    with _opened(node) as opened:
+        if not dry_run:
+            _show_applied(opened, opened.rollback(to), as_json=as_json)
+            return
+        plan = opened.plan_rollback(to)
+        if as_json:
+            print_json({"node": str(opened.name), "dry_run": True, **plan.as_dict()})
+        else:
+            _print_plan(opened, plan)
+
+
 @contextmanager
 def _opened(name: str) -> Iterator[Node]:
     """The node, once it is clear that this user may do anything with it."""
@@ -212,7 +249,7 @@ def _kind(word: str) -> type[Resource]:
         return model.find_kind(word)
     except model.InvalidResource as error:
         raise UsageError(
-            error.why, remedy=f"{error.remedy}; {BACKENDS} and {ALL} can be listed too"
+            error.why, remedy=f"{error.remedy}; {BACKENDS}, {GENERATIONS} and {ALL} can be listed too"
         ) from None
 
 
@@ -303,6 +340,24 @@ def _get_backends(node: Node, service: str | None, namespace: str | None, output
         _tables.print_backends(found)
     else:
         _say_nothing(node, "backend")
+
+
+def _get_generations(node: Node, name: str | None, output: Output) -> None:
+    from hookline.cli import _tables
+    from hookline.cli._output import print_json
+
+    if output == "yaml" or name is not None:
+        raise UsageError(
+            "generations are listed all at once, as a table or as JSON",
+            remedy="hookline get generations --json",
+        )
+    found = [one.as_dict() for one in node.generations()]
+    if output == "json":
+        print_json({"node": str(node.name), "generations": found})
+    elif found:
+        _tables.print_generations(found)
+    else:
+        _say_nothing(node, "generation")
 
 
 def _say_nothing(node: Node, thing: str) -> None:

@@ -11,6 +11,7 @@ from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolSta
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
+from hookline.control.state import Generation
 
 __all__ = [
     "Applied",
@@ -20,6 +21,7 @@ __all__ = [
     "Covered",
     "DoesNotFit",
     "Frontend",
+    "Generation",
     "Node",
     "NotThere",
     "Placement",

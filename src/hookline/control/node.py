@@ -26,7 +26,7 @@ from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, lin
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
-from hookline.control.state import STATE_FILE, State, Stored, locked
+from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
 from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import (
@@ -55,6 +55,7 @@ INVENTORY_KINDS = tuple(f"{kind.kind}/" for kind in (Pod, EndpointSlice, Externa
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
+_SHOWN_SOURCES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,9 @@ class Node:
         loaded = load(what)
         covered = prune if isinstance(prune, Covered) else Covered.of(what, loaded) if prune else None
         with self._writing():
-            return self._carry_out(self._draft(loaded, prune=covered, owner=owner))
+            return self._carry_out(
+                self._draft(loaded, prune=covered, owner=owner, cause=_cause_of_apply(what, loaded))
+            )
 
     def plan(
         self,
@@ -227,7 +230,32 @@ class Node:
             Conflict: One of them belongs to an owner.
         """
         with self._writing():
-            return self._carry_out(self._draft([], delete=references))
+            cause = f"delete {', '.join(references)}"
+            return self._carry_out(self._draft([], delete=references, cause=cause))
+
+    def rollback(self, to: int | None = None) -> Applied:
+        """Goes back to what was wanted after an earlier generation; this is a generation, too.
+
+        Objects that an owner has now stay as they are, and the plan's warnings name them.
+
+        Args:
+            to: The generation's number; None: the one before the last, so that twice changes nothing.
+
+        Raises:
+            NotThere: It is not among those that are kept.
+            ControlError: The change is refused; nothing was changed.
+        """
+        with self._writing():
+            return self._carry_out(self._draft_rollback(to))
+
+    def plan_rollback(self, to: int | None = None) -> Plan:
+        """What `rollback` would do; changes nothing."""
+        with self._writing():
+            draft = self._draft_rollback(to)
+            self._work_out_moves(draft)
+            if draft.plan.loads:
+                self._forget_kernel()
+            return draft.plan
 
     def repair(self, *, full: bool = False) -> Repaired:
         """Reads the kernel again, and mends what is not as it was left.
@@ -264,6 +292,11 @@ class Node:
         if reference not in self._stored:
             raise self._not_there(reference)
         return self._stored[reference].source
+
+    def generations(self) -> list[Generation]:
+        """The changes that are kept, the newest first."""
+        self._refresh()
+        return self._state.generations() if self._state is not None else []
 
     def services(self) -> list[PoolStatus]:
         """Every service's pools with their backends and counters, as the kernel has them.
@@ -320,11 +353,13 @@ class Node:
         prune: Covered | None = None,
         delete: Sequence[str] = (),
         owner: str | None = None,
+        sources: Mapping[str, str] | None = None,
+        cause: str = "",
     ) -> Draft:
         plan = Plan()
         put: dict[str, tuple[Resource, str]] = {}
         for resource in loaded:
-            source = owner or _source(resource)
+            source = owner or (sources or {}).get(resource.reference) or _source(resource)
             known = self._stored.get(resource.reference)
             if known is not None and known.source in OWNERS and known.source != owner:
                 raise Conflict(
@@ -347,9 +382,47 @@ class Node:
             every = (pool for group in pools.values() for pool in group)
             self._before_change(self, frozenset(f.address for pool in every for f in pool.frontends))
         config = self._config(wanted)
-        draft = Draft(plan, put, drop, TableChange(), config)
+        draft = Draft(plan, put, drop, TableChange(), config, cause)
         self._draft_kernel(draft, pools)
         draft.pools = pools
+        return draft
+
+    def _draft_rollback(self, to: int | None) -> Draft:
+        state = self._opened_state()
+        kept = state.generations()
+        if not kept:
+            raise NotThere(
+                f"node {self.name} has no generation to go back to",
+                why="nothing was changed yet",
+                remedy="hookline apply makes the first",
+            )
+        last, first = kept[0].number, kept[-1].number
+        target = last - 1 if to is None else to
+        if not first - 1 <= target < last:
+            raise NotThere(
+                f"cannot go back to generation {target} of node {self.name}",
+                why=f"it is at {last}"
+                if target == last
+                else f"those from {first - 1} to {last - 1} can be gone back to",
+                remedy=f"hookline get generations --node {self.name}",
+            )
+        wanted: list[Resource] = []
+        sources: dict[str, str] = {}
+        delete: list[str] = []
+        owned: list[str] = []
+        for reference, before in state.before_generation(target + 1).items():
+            now = self._stored.get(reference)
+            if now is not None and now.source in OWNERS:
+                if before != now:
+                    owned.append(f"{reference} belongs to the {now.source} now and stays as it is")
+            elif before is None:
+                if now is not None:
+                    delete.append(reference)
+            elif before != now:
+                wanted.append(before.resource)
+                sources[reference] = before.source
+        draft = self._draft(wanted, delete=delete, sources=sources, cause=f"rollback to {target}")
+        draft.plan.warnings[:0] = owned
         return draft
 
     def _dropped(
@@ -581,7 +654,7 @@ class Node:
     def _carry_out(self, draft: Draft) -> Applied:
         state = self._opened_state()
         applied = Applied(draft.plan)
-        with state.change():
+        with state.change(), state.generation(draft.cause, self._unowned(draft)) as generation:
             state.put(Stored(resource, source) for resource, source in draft.put.values())
             state.remove(draft.drop)
             try:
@@ -591,6 +664,7 @@ class Node:
                 self._forget_kernel()
                 raise
             state.put_neighbours(self._neighbours)
+        draft.plan.generation = generation
         state.changed_elsewhere()
         if self._kernel is not None:
             self._kernel.watch.forget(pool.key for pool in draft.change.pools)
@@ -603,6 +677,16 @@ class Node:
         if self._on_change is not None:
             self._on_change(self)
         return applied
+
+    def _unowned(self, draft: Draft) -> list[str]:
+        """References of the objects that change and that no owner has, before or after."""
+        sources = {name: source for name, (_, source) in draft.put.items()}
+        return [
+            name
+            for name in dict.fromkeys((*draft.put, *draft.drop))
+            if sources.get(name) not in OWNERS
+            and ((known := self._stored.get(name)) is None or known.source not in OWNERS)
+        ]
 
     def _carry_out_kernel(self, draft: Draft) -> list[Attachment]:
         if draft.plan.detaches:
@@ -878,6 +962,20 @@ class Covered:
         return source not in self.excluded and (
             source in self.files or os.path.dirname(source) in self.folders
         )
+
+
+def _cause_of_apply(
+    what: PathLike | Resource | Iterable[PathLike | Resource], loaded: Iterable[Resource]
+) -> str:
+    """``apply`` with the paths that were given, else with where the resources came from."""
+    given = [what] if isinstance(what, str | os.PathLike | Resource) else what
+    paths = (
+        [str(item) for item in given if not isinstance(item, Resource)] if isinstance(given, Sequence) else []
+    )
+    names = dict.fromkeys(paths or (_source(resource) for resource in loaded))
+    shown = list(names)[:_SHOWN_SOURCES]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"apply {', '.join(shown)}{more}".rstrip()
 
 
 def _source(resource: Resource) -> str:

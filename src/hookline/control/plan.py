@@ -66,6 +66,8 @@ class Plan:
         loads: Whether the kernel programs are loaded anew; running connections go on.
         attaches: Programs that are attached, as ``balance to eth0``.
         detaches: Whether they are removed, since nothing is left to balance.
+        generation: The number of the generation that the change became; None: nothing that no owner has was changed, or it
+            was not carried out.
     """
 
     resources: list[ResourceChange] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Plan:
     loads: bool = False
     attaches: list[str] = field(default_factory=list)
     detaches: bool = False
+    generation: int | None = None
 
     @property
     def changes(self) -> bool:
@@ -113,6 +116,7 @@ class Plan:
             "loads_programs": self.loads,
             "attaches": list(self.attaches),
             "detaches_programs": self.detaches,
+            "generation": self.generation,
             "warnings": list(self.warnings),
         }
 
@@ -126,5 +130,6 @@ class Draft:
     drop: list[str]
     change: TableChange
     config: NodeConfig | None
+    cause: str = ""
     pools: dict[str, tuple[Pool, ...]] = field(default_factory=dict)
     hops: dict[int, frozenset[tuple[str, str]]] = field(default_factory=dict)

@@ -5,6 +5,10 @@ what is, is in the kernel. A change is written inside a transaction that is comm
 that is killed in between leaves the kernel ahead of the file, and the next change brings both together again.
 
 A `source` is what set a resource: a file's path, or the name of an owner that alone may change it (``lab``).
+
+Every change of objects that no owner has is a generation: its number, time, what asked for it, and each object before and
+after. The last `KEPT_GENERATIONS` are kept. What they hold is enough to go back to each: an object is then what it was before
+the oldest generation that is undone.
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from hookline.control._errors import StateError
 from hookline.model import Resource, parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+KEPT_GENERATIONS = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
     reference TEXT PRIMARY KEY,
@@ -34,6 +41,20 @@ CREATE TABLE IF NOT EXISTS neighbours (
     interface TEXT NOT NULL,
     PRIMARY KEY (address, interface)
 );
+CREATE TABLE IF NOT EXISTS generations (
+    number    INTEGER PRIMARY KEY AUTOINCREMENT,
+    time      REAL NOT NULL,
+    cause     TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS generation_changes (
+    generation      INTEGER NOT NULL REFERENCES generations (number) ON DELETE CASCADE,
+    reference       TEXT NOT NULL,
+    source_before   TEXT,
+    document_before TEXT,
+    source_after    TEXT,
+    document_after  TEXT,
+    PRIMARY KEY (generation, reference)
+) WITHOUT ROWID;
 """
 STATE_FILE = "state.db"
 LOCK_POLL_SECONDS = 0.05
@@ -45,6 +66,35 @@ class Stored:
 
     resource: Resource
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One change of the wanted state.
+
+    Attributes:
+        time: When, in seconds since 1970.
+        cause: What asked for it: ``apply a.yaml``, ``delete Service/default/a``, ``rollback to 3``.
+        created: References of objects that came with it, ``changed`` and ``removed`` likewise.
+    """
+
+    number: int
+    time: float
+    cause: str
+    created: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The generation as plain values."""
+        return {
+            "generation": self.number,
+            "time": self.time,
+            "cause": self.cause,
+            "created": list(self.created),
+            "changed": list(self.changed),
+            "removed": list(self.removed),
+        }
 
 
 class State:
@@ -67,14 +117,15 @@ class State:
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute("PRAGMA journal_mode = WAL")
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            if version < SCHEMA_VERSION:  # every layout so far has the tables of the one before, and more
                 self._connection.executescript(SCHEMA)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if version not in (0, SCHEMA_VERSION):
+        if version > SCHEMA_VERSION:
             self.close()
             raise StateError(
                 f"{self.path} was written by another version of Hookline",
-                why=f"it has layout {version}, this version knows {SCHEMA_VERSION}",
+                why=f"it has layout {version}, this version knows up to {SCHEMA_VERSION}",
                 remedy="use that version, or move the file away and apply again",
             )
 
@@ -116,6 +167,41 @@ class State:
         with self._explained("read"):
             return set(self._connection.execute("SELECT address, interface FROM neighbours").fetchall())
 
+    def generations(self) -> list[Generation]:
+        """The generations that are kept, the newest first."""
+        with self._explained("read"):
+            heads = self._connection.execute(
+                "SELECT number, time, cause FROM generations ORDER BY number DESC"
+            ).fetchall()
+            rows = self._connection.execute(
+                "SELECT generation, reference, document_before IS NULL, document_after IS NULL "
+                "FROM generation_changes ORDER BY generation, reference"
+            ).fetchall()
+        found: dict[int, dict[str, list[str]]] = {}
+        for number, reference, was_absent, is_absent in rows:
+            kind = "created" if was_absent else "removed" if is_absent else "changed"
+            found.setdefault(number, {}).setdefault(kind, []).append(reference)
+        return [
+            Generation(
+                number, at, cause, **{kind: tuple(names) for kind, names in found.get(number, {}).items()}
+            )
+            for number, at, cause in heads
+        ]
+
+    def before_generation(self, number: int) -> dict[str, Stored | None]:
+        """Every object that this generation or a later one changed, as it was before; None: it was not there."""
+        with self._explained("read"):
+            rows = self._connection.execute(
+                "SELECT reference, source_before, document_before FROM generation_changes AS one "
+                "WHERE generation = (SELECT MIN(generation) FROM generation_changes "
+                "WHERE reference = one.reference AND generation >= ?) ORDER BY reference",
+                (number,),
+            ).fetchall()
+        return {
+            reference: None if text is None else Stored(parse(json.loads(text)), source)
+            for reference, source, text in rows
+        }
+
     # -- writing
 
     @contextmanager
@@ -154,6 +240,42 @@ class State:
                 "DELETE FROM resources WHERE reference = ?", [(reference,) for reference in references]
             )
 
+    @contextmanager
+    def generation(self, cause: str, references: Sequence[str]) -> Iterator[int | None]:
+        """Notes what the block does to these objects as a generation, and forgets those that are too old. In a transaction.
+
+        Args:
+            cause: What asked for it.
+            references: The objects that may change; none: there is no generation.
+
+        Yields:
+            Its number, None where there is none.
+        """
+        if not references:
+            yield None
+            return
+        with self._explained("written"):
+            number = self._connection.execute(
+                "INSERT INTO generations (time, cause) VALUES (?, ?)", (time.time(), cause)
+            ).lastrowid
+            self._connection.executemany(
+                "INSERT INTO generation_changes (generation, reference, source_before, document_before) "
+                "SELECT ?1, ?2, (SELECT source FROM resources WHERE reference = ?2), "
+                "(SELECT document FROM resources WHERE reference = ?2)",
+                [(number, reference) for reference in references],
+            )
+        yield number
+        with self._explained("written"):
+            self._connection.execute(
+                "UPDATE generation_changes SET (source_after, document_after) = "
+                "(SELECT source, document FROM resources WHERE reference = generation_changes.reference) "
+                "WHERE generation = ?",
+                (number,),
+            )
+            self._connection.execute(
+                "DELETE FROM generations WHERE number <= ?", ((number or 0) - KEPT_GENERATIONS,)
+            )
+
     def put_neighbours(self, pairs: set[tuple[str, str]]) -> None:
         """Notes exactly these neighbour entries as made by Hookline."""
         with self._explained("written"):
@@ -185,8 +307,6 @@ def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
     Raises:
         StateError: Another process still has it after ``wait_seconds``, or the file cannot be made.
     """
-    import time
-
     path = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
