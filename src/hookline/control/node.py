@@ -536,6 +536,7 @@ class Node:
             nat_port_min=ports.port_min,
             nat_port_max=ports.port_max,
             connections=maps.connections,
+            affinity=maps.affinity,
             services=maps.services,
             backends=maps.backends,
             maglev_pages=maps.maglev_pages,

@@ -310,7 +310,7 @@ class Tables:
             (row, state)
             for item in reachable
             if (row := existing.get(item.identity)) is not None
-            and states[row] != (state := STATES[item.target.state])
+            and states[row] != (state := _row_state(item.target))
         )
         fingerprint = _fingerprint(pool, reachable)
         rows = [self.services.get(frontend_key(frontend)) for frontend in pool.frontends]
@@ -426,7 +426,7 @@ class Tables:
         values["source"] = _words([item.identity.source for _, item in new], values["source"])
         values["port"] = np.array([item.target.port for _, item in new], np.uint16).byteswap()
         values["flags"] = [item.placement.flags for _, item in new]
-        values["state"] = [STATES[item.target.state] for _, item in new]
+        values["state"] = [_row_state(item.target) for _, item in new]
         values["pool"] = np.array([key for key, _ in new], np.uint64)
         # A connection of the row's earlier owner must not be taken for one of the new.
         values["generation"] = self._backends["generation"][free] + np.uint16(1)
@@ -561,6 +561,13 @@ class Tables:
     def _set_aside(self, rows: Iterable[ServiceRow]) -> None:
         now = time.monotonic()
         self._quarantine.extend((now, row.table_page, pages_for(row.table_size)) for row in rows)
+
+
+def _row_state(target: Target) -> int:
+    """The state in a target's row. One that takes no new connections, for whatever reason, gets none by affinity either."""
+    if target.state in ("starting", "active") and not target.effective_weight:
+        return STATES["draining"]
+    return STATES[target.state]
 
 
 def _words(packed_addresses: Sequence[bytes], like: NDArray[Any]) -> NDArray[Any]:

@@ -38,9 +38,15 @@ class Interface(Own):
 
 
 class MapSizes(Own):
-    """How many entries the kernel's tables hold; None leaves the size that the program was built with."""
+    """How many entries the kernel's tables hold; None leaves the size that the program was built with.
+
+    Attributes:
+        affinity: Clients of services with session affinity, each counted once for each port of a service that it uses. The
+            one that has not been seen for longest is forgotten for a new one.
+    """
 
     connections: Annotated[int, Field(strict=True, ge=1024, le=1 << 24)] | None = None
+    affinity: Annotated[int, Field(strict=True, ge=1024, le=1 << 24)] | None = None
     services: Annotated[int, Field(strict=True, ge=16, le=1 << 20)] | None = None
     backends: Annotated[int, Field(strict=True, ge=16, le=1 << 22)] | None = None
     maglev_pages: Annotated[int, Field(strict=True, ge=16, le=1 << 20)] | None = None

@@ -32,11 +32,13 @@ from tests.kernel.loadbalancer.packets import Ends
 VERDICTS = ("ABORTED", "DROP", "PASS", "TX", "REDIRECT")
 ACTIVE, LOCAL, DSR = 1, 2, 4
 ADDRESS, NODE_OWN, MODULO = 1, 2, 4
+STATE_STARTING, STATE_ACTIVE, STATE_DRAINING, STATE_DOWN = 1, 2, 3, 4
 NAT, DSR_KIND, LOCAL_KIND, NAT_REPLY, LOCAL_REPLY = 1, 2, 3, 4, 5
 CLOSING = 1
 UNSPEC = 0xFFFFFFFF
 SIZES = {
     "connections": 4096,
+    "affinity": 1024,
     "services": 64,
     "service_metrics": 64,
     "backends": 64,
@@ -214,6 +216,7 @@ class Balancer:
         """Empties the tables; counters go on."""
         self.maps["services"].clear()
         self.maps["connections"].clear()
+        self.maps["affinity"].clear()
         for row in range(1, self._next_row):
             self.maps["backends"][row] = {}
         self._pages[:] = 0
@@ -237,6 +240,8 @@ class Balancer:
             "port": socket.htons(port),
             "generation": generation,
             "flags": ACTIVE | flags,
+            "state": STATE_ACTIVE,
+            "pool": 1,
         }
         return row
 
@@ -247,6 +252,10 @@ class Balancer:
     def renew(self, row: int) -> None:
         """Gives a row to another backend: only its generation tells."""
         self._set_backend(row, generation=int(self.maps["backends"][row]["generation"]) + 1)
+
+    def set_state(self, row: int, state: int) -> None:
+        """Changes where a backend is in its life."""
+        self._set_backend(row, state=state)
 
     def _set_backend(self, row: int, **members: int) -> None:
         value = self.maps["backends"][row]
@@ -262,6 +271,8 @@ class Balancer:
         protocol: str = "TCP",
         flags: int = 0,
         own: bool = False,
+        affinity_seconds: int = 0,
+        pool: int = 1,
     ) -> int:
         """A service whose table has one slot for each row given; returns its number."""
         number, page = self._next_id, self._next_page
@@ -272,7 +283,14 @@ class Balancer:
             address,
             port,
             protocol,
-            {"id": number, "table_page": page, "table_size": len(rows), "flags": flags},
+            {
+                "id": number,
+                "table_page": page,
+                "table_size": len(rows),
+                "flags": flags,
+                "affinity_seconds": affinity_seconds,
+                "pool": pool,
+            },
         )
         self.set_service(address, 0, "", {"flags": ADDRESS | (NODE_OWN if own else 0)})
         return number
@@ -332,6 +350,18 @@ class Balancer:
         return totals(self.maps)
 
     # -- reading
+
+    def affinity(self, client: str, pool: int = 1) -> Any:
+        """A client's row of `affinity`, or None."""
+        return self.maps["affinity"].get(packed(client) + struct.pack("=Q", pool))
+
+    def age_affinity(self, client: str, seconds: float, pool: int = 1) -> None:
+        """Makes a client's row older."""
+        key = packed(client) + struct.pack("=Q", pool)
+        row = self.maps["affinity"][key]
+        assert row["last_used_ns"] > seconds * 1e9
+        row["last_used_ns"] = int(row["last_used_ns"]) - int(seconds * 1e9)
+        self.maps["affinity"][key] = row
 
     def connection(self, ends: Ends, protocol: str = "TCP") -> Any:
         """A row of `connections`, or None."""

@@ -19,6 +19,9 @@ from tests.kernel.loadbalancer.scene import (
     LOCAL_REPLY,
     NAT,
     NAT_REPLY,
+    STATE_ACTIVE,
+    STATE_DOWN,
+    STATE_DRAINING,
     Balancer,
     flow,
     packed,
@@ -451,3 +454,84 @@ def test_a_packet_to_a_nat_port_that_nobody_has_is_the_nodes_own(balancer: Balan
     balancer.service(packets.SERVICE[4], balancer.backend(packets.BACKEND[4]))
     packet = tcp(Ends(packets.BACKEND[4], packets.NODE[4], 8080, 20000), "SA")
     assert str(balancer.balance(packet)) == "PASS"
+
+
+# States of backends
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_udp_flows_leave_a_backend_that_is_down(balancer: Balancer, version: int) -> None:
+    first, second = (balancer.backend(address, flags=LOCAL) for address in _two(version))
+    balancer.service(packets.SERVICE[version], first, protocol="UDP")
+    ends = to_service(version)
+    assert balancer.balance(udp(ends)).ends.destination == _two(version)[0]
+    balancer.set_state(first, STATE_DOWN)
+    balancer.service(packets.SERVICE[version], second, protocol="UDP")
+    assert balancer.balance(udp(ends)).ends.destination == _two(version)[1]
+    # It has another connection's rows now, and stays there when the first one is back.
+    balancer.set_state(first, STATE_ACTIVE)
+    assert balancer.balance(udp(ends)).ends.destination == _two(version)[1]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_udp_flows_of_a_backend_that_is_down_are_refused_where_there_is_no_other(
+    balancer: Balancer, version: int
+) -> None:
+    row = balancer.backend(packets.POD[version], flags=LOCAL)
+    balancer.service(packets.SERVICE[version], row, protocol="UDP")
+    ends = to_service(version)
+    assert balancer.balance(udp(ends)).verdict == "PASS"
+    balancer.set_state(row, STATE_DOWN)
+    balancer.service(packets.SERVICE[version], protocol="UDP")
+    assert balancer.balance(udp(ends)).answered
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("shape", [tcp, udp])
+def test_a_backend_that_drains_keeps_what_it_has(
+    balancer: Balancer, version: int, shape: Callable[[Ends], bytes]
+) -> None:
+    protocol = "TCP" if shape is tcp else "UDP"
+    first, second = (balancer.backend(address, flags=LOCAL) for address in _two(version))
+    balancer.service(packets.SERVICE[version], first, protocol=protocol)
+    ends = to_service(version)
+    assert balancer.balance(shape(ends)).ends.destination == _two(version)[0]
+    balancer.set_state(first, STATE_DRAINING)
+    balancer.service(packets.SERVICE[version], second, protocol=protocol)
+    assert balancer.balance(shape(ends)).ends.destination == _two(version)[0]
+    new = replace(ends, source_port=40001)
+    assert balancer.balance(shape(new)).ends.destination == _two(version)[1]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("state", [STATE_DRAINING, STATE_DOWN])
+def test_an_open_tcp_connection_never_changes_its_backend(
+    balancer: Balancer, version: int, state: int
+) -> None:
+    first, second = (balancer.backend(address, flags=LOCAL) for address in _two(version))
+    balancer.service(packets.SERVICE[version], first)
+    ends = to_service(version)
+    balancer.balance(tcp(ends))
+    balancer.set_state(first, state)
+    for rows in ((second,), ()):
+        balancer.service(packets.SERVICE[version], *rows)
+        for flags in ("A", "PA", "FA", "R"):
+            assert balancer.balance(tcp(ends, flags)).ends.destination == _two(version)[0]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_connection_that_a_dead_backend_did_not_answer_goes_to_another(
+    balancer: Balancer, version: int
+) -> None:
+    """Its client sends its SYN again: the only packet of TCP that may move."""
+    first, second = (balancer.backend(address, flags=LOCAL) for address in _two(version))
+    balancer.service(packets.SERVICE[version], first)
+    ends = to_service(version)
+    assert balancer.balance(tcp(ends)).ends.destination == _two(version)[0]
+    balancer.set_state(first, STATE_DOWN)
+    balancer.service(packets.SERVICE[version], second)
+    assert balancer.balance(tcp(ends)).ends.destination == _two(version)[1]
+
+
+def _two(version: int) -> tuple[str, str]:
+    return ("10.0.3.21", "10.0.3.22") if version == 4 else ("2001:db8:3::21", "2001:db8:3::22")

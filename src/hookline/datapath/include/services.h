@@ -81,7 +81,7 @@ struct maglev_page {
 
 /* Which backend a client has, of a service with session affinity. */
 struct affinity_key {
-	struct address client; /* or for this node's sockets their network namespace: see affinity.h */
+	struct address client; /* or for this node's sockets their network namespace: affinity.h */
 	__u64 pool;
 };
 

@@ -75,6 +75,7 @@ class Tunables:
     check_mtu: bool = True
     tx_by_redirect: bool = False
     connections: int | None = None
+    affinity: int | None = None
     services: int | None = None
     backends: int | None = None
     maglev_pages: int | None = None
@@ -84,6 +85,7 @@ class Tunables:
         """Sizes of maps by name, those that are given."""
         wanted = {
             "connections": self.connections,
+            "affinity": self.affinity,
             "services": self.services,
             "service_metrics": self.services,
             "backends": self.backends,

@@ -2,6 +2,7 @@
 /* Making connections: the rows of the connection table for a new flow. */
 #pragma once
 
+#include "affinity.h"
 #include "maps.h"
 #include "select.h"
 
@@ -135,7 +136,7 @@ open_connection(const struct packet *packet, const struct service *service, stru
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 hash = flow_hash(&packet->flow);
-	__u32 row = select_backend(service, hash);
+	__u32 row = choose_backend(service, &packet->flow.source, hash);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &row);
 
 	if (!backend || !(backend->flags & BACKEND_ACTIVE))
@@ -176,11 +177,15 @@ static __always_inline bool needs_backend(const struct connection *connection, c
 {
 	if (packet->flow.protocol == IPPROTO_TCP) {
 		/* Only the start of a connection may go elsewhere: a client that uses its port again, or one
-		 * whose backend was removed before it answered. */
+		 * whose backend was removed or went down before it answered. */
 		if ((packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 			return false;
 		if (connection->flags & CONNECTION_CLOSING)
 			return true;
 	}
-	return !backend_of(connection);
+
+	const struct backend *backend = backend_of(connection);
+
+	/* One that drains keeps what it has. */
+	return !backend || backend->state == BACKEND_STATE_DOWN;
 }
