@@ -22,6 +22,7 @@ from tools.build_objects import ROOT
 from tools.program_samples import Sample, fill_tables, samples, set_the_scene
 
 BATCHES, RUNS = 15, 40
+NO_TRIAL = "cgroup_sock_addr"  # the kernel runs these on their hook only
 VERDICTS = {
     "xdp": {0: "ABORTED", 1: "DROP", 2: "PASS", 3: "TX", 4: "REDIRECT"},
     "sched_cls": {-1: "UNSPEC", 0: "OK", 2: "SHOT", 7: "REDIRECT"},
@@ -93,6 +94,7 @@ def report_all() -> list[Report]:
         empty.load()
         fill_tables(obj)
         wanted = samples(obj, ipv6=ipv6)
+        wanted.update((name, ()) for name, program in obj.programs.items() if program.type == NO_TRIAL)
         unknown = set(obj.programs) - set(wanted)
         if unknown:
             raise HooklineError(
@@ -104,11 +106,14 @@ def report_all() -> list[Report]:
 
 
 def report(program: bpf.Program, wanted: Sequence[Sample], empty: bpf.Object) -> Report:
-    """One program's report."""
+    """One program's report; its size alone where it has no samples."""
+    info = program.info
+    if not wanted:
+        sizes = info.instructions, info.verified_instructions, info.jited_bytes
+        return Report(program.name, program.section, program.type, *sizes, empty_ns=0.0, runs=())
     idle = empty.programs[f"empty_{program.type}"]
     first = wanted[0]
     nothing = Sample("empty", first.data, first.context, first.ingress, first.egress)
-    info = program.info
     return Report(
         program=program.name,
         section=program.section,
@@ -138,6 +143,9 @@ def print_table(reports: Sequence[Report]) -> None:
             verified = f"{one.verified_instructions}" if place == 0 else ""
             verdict = f"{run.verdict}, rewritten" if run.rewritten else run.verdict
             table.add_row(name, run.sample, verdict, f"{run.ns:.0f}", empty, size, verified)
+        if not one.runs:
+            sizes = f"{one.instructions}", f"{one.verified_instructions}"
+            table.add_row(f"{one.program} ({section})", "no trial run of its type", "", "", "", *sizes)
         table.add_section()
     console = Console()
     if not console.is_terminal:

@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from hookline import bpf, net
+from hookline.bpf import features
 from hookline.control._errors import Conflict, ControlError, NotThere
 from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
 from hookline.control.placement import Placement, Placements, packed
@@ -52,6 +53,8 @@ OWNERS = frozenset({"lab"})
 
 INVENTORY_KINDS = tuple(f"{kind.kind}/" for kind in (Pod, EndpointSlice, ExternalHost))
 """What the references of objects that services refer to begin with."""
+
+NO_CONNECT_TIME = "pods of this node and the node itself do not reach services"
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
@@ -108,24 +111,34 @@ class _Kernel:
     indexes: tuple[int, ...] = ()
     links: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
+    cgroup: tuple[Path, int] | None = None
     watch: TableWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = TableWatch(self.balancer, self.tables)
 
-    def settle(self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...]) -> None:
+    def settle(
+        self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...], cgroup: Path | None
+    ) -> None:
         """Notes that the programs are attached as this configuration wants them."""
         self.config, self.uplinks = config, uplinks
         self.indexes = _indexes(uplinks)
         self.links, self.pinned = link_state(self.balancer.pins), pinned_names(self.balancer.pins)
+
+        self.cgroup = (cgroup, _inode(cgroup)) if cgroup is not None else None
 
     def unsettle(self) -> None:
         """Has the next change look at everything, as if another process had left it."""
         self.uplinks = ()
 
     def is_in_step(self, config: NodeConfig | None) -> bool:
-        """Whether they still are: the same configuration, on interfaces that nobody made anew."""
-        return bool(self.uplinks) and self.config == config and self.indexes == _indexes(self.uplinks)
+        """Whether they still are: the same configuration, on interfaces and a cgroup that nobody made anew."""
+        return (
+            bool(self.uplinks)
+            and self.config == config
+            and self.indexes == _indexes(self.uplinks)
+            and (self.cgroup is None or self.cgroup[1] == _inode(self.cgroup[0]))
+        )
 
 
 class Node:
@@ -518,6 +531,25 @@ class Node:
             net.interface_index(name)
         return tuple(chosen)
 
+    def _cgroup(self, config: NodeConfig | None) -> tuple[Path | None, str]:
+        """Whose sockets the programs of sockets serve, or None and why nobody's: empty where that is wanted."""
+        if config is not None and config.spec.features.connect_time == "off":
+            return None, ""
+        found = features.attach("cgroup/connect4")
+        if found.answer is features.Answer.NO:
+            return None, found.why
+        try:
+            root = bpf.cgroup_folder()
+        except bpf.BpfError as error:
+            return None, error.what
+        wanted = config.spec.cgroup if config is not None else None
+        if wanted is None and self.name.lab is not None:
+            wanted = f"hookline/{self.name.lab}/{self.name.node}"
+            if not (root / wanted).is_dir():
+                return None, ""
+        place = root / wanted if wanted else root
+        return (place, "") if place.is_dir() else (None, f"there is no cgroup {place}")
+
     def _tunables(self, config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
         """What the programs must be loaded with on these uplinks, as they are attached or will be."""
         kinds = {interface.name: interface.kind for interface in net.interfaces()}
@@ -527,6 +559,7 @@ class Node:
             tx_by_redirect=any(
                 mode != "generic" and kinds.get(name) == "veth" for name, mode in modes.items()
             ),
+            connect_time=self._cgroup(config)[0] is not None,
         )
         if config is None:
             return tunables
@@ -579,10 +612,14 @@ class Node:
             only = frozenset(key for key in changed if before.get(key) != after.get(key))
             considered = [after[key] for key in only if key in after]
         if not in_step:
-            refuse_occupied(self.name.pins, [name for name, _ in plan.uplinks])
+            names = [name for name, _ in plan.uplinks]
+            cgroup, why = self._cgroup(draft.config)
+            if why:
+                plan.warnings.append(f"{NO_CONNECT_TIME}: {why}")
+            refuse_occupied(self.name.pins, names)
             plan.attaches = [
                 f"{program} to {interface}" if interface else program
-                for program, interface in not_attached(self.name.pins, [name for name, _ in plan.uplinks])
+                for program, interface in not_attached(self.name.pins, names, cgroup)
             ]
         draft.change = kernel.tables.diff(considered, placements, only=only)
         kernel.tables.check_fits(draft.change)
@@ -715,14 +752,18 @@ class Node:
     def _activate(self, draft: Draft, kernel: _Kernel) -> tuple[list[Attachment], _Kernel]:
         """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
         uplinks: Any = draft.plan.uplinks
-        attachments = kernel.balancer.activate(uplinks)
+        cgroup, _ = self._cgroup(draft.config)
+        refused: list[bpf.BpfError] = []
+        attachments = kernel.balancer.activate(uplinks, cgroup, refused=refused)
         tunables = self._tunables(draft.config, uplinks)
         if tunables != kernel.balancer.tunables:
             self._forget_kernel()
             balancer = LoadBalancer.open(self.name.pins, tunables)
             kernel = self._kernel = _Kernel(balancer, Tables(balancer))
-            attachments = balancer.activate(uplinks)
-        kernel.settle(draft.config, draft.plan.uplinks)
+            refused.clear()
+            attachments = balancer.activate(uplinks, cgroup, refused=refused)
+        draft.plan.warnings.extend(f"{NO_CONNECT_TIME}: {error.why or error.what}" for error in refused)
+        kernel.settle(draft.config, draft.plan.uplinks, cgroup)
         return attachments, kernel
 
     def _resolve_neighbours(self, draft: Draft) -> None:
@@ -913,6 +954,14 @@ class Node:
         except net.NetworkError:
             uplinks = {interface for _, interface in attached(self.name.pins) if interface}
         return Placements(frozenset(uplinks))
+
+
+def _inode(path: Path) -> int:
+    """A folder's number, 0 for one that is not there."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _indexes(uplinks: Sequence[tuple[str, str]]) -> tuple[int, ...]:

@@ -10,6 +10,12 @@ from hookline.model._problems import Refused, value_text
 from hookline.model._resource import Own, OwnClusterMetadata, OwnResource
 
 
+def _cgroup_path(value: str) -> str:
+    if not value.isprintable() or any(part in ("", ".", "..") for part in value.strip("/").split("/")):
+        raise Refused(f"{value_text(value)} is not a cgroup's path, such as kubepods.slice")
+    return value.strip("/")
+
+
 def _interface_name(value: str) -> str:
     # dev_valid_name() in the kernel's net/core/dev.c; IFNAMSIZ is 16 with the closing zero.
     if (
@@ -53,7 +59,13 @@ class MapSizes(Own):
 
 
 class Features(Own):
-    """Switches for parts that can be turned off. There are none yet."""
+    """Switches for parts that can be turned off.
+
+    Attributes:
+        connect_time: Services for the sockets of this node and its pods: ``auto`` where the kernel can.
+    """
+
+    connect_time: Literal["auto", "off"] = "auto"
 
 
 class NatPorts(Own):
@@ -78,12 +90,15 @@ class NodeConfigSpec(Own):
 
     Attributes:
         interfaces: Empty means that the default route's interface is the uplink.
+        cgroup: Below the mount of cgroup v2: services at connect time are for processes in it and below it. None is
+            the root, and in a lab the node's own.
     """
 
     interfaces: tuple[Interface, ...] = ()
     maps: MapSizes = MapSizes()
     features: Features = Features()
     nat: NatPorts = NatPorts()
+    cgroup: Annotated[str, AfterValidator(_cgroup_path)] | None = None
 
     @model_validator(mode="after")
     def _once_each(self) -> NodeConfigSpec:

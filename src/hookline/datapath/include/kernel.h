@@ -76,6 +76,10 @@ enum {
 	BPF_F_MMAPABLE = 1U << 10,
 };
 
+enum {
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
+};
+
 enum xdp_action {
 	XDP_ABORTED = 0,
 	XDP_DROP = 1,
@@ -149,6 +153,24 @@ struct __sk_buff {
 
 struct bpf_raw_tracepoint_args {
 	__u64 args[0];
+};
+
+/* The context of a cgroup's connect, sendmsg, recvmsg and getpeername programs. Addresses and the port are in
+ * network byte order, the port in the first two octets of its word. */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
 };
 
 struct bpf_fib_lookup {
@@ -240,6 +262,9 @@ struct icmphdr {
 	__sum16 check;
 	__be32 unused;
 };
+
+#define ENOMEM	     12
+#define ECONNREFUSED 111
 
 #define AF_INET	 2
 #define AF_INET6 10

@@ -29,6 +29,7 @@ enum service_flags {
 	SERVICE_ADDRESS = 1,  /* the row with port and protocol 0 */
 	SERVICE_NODE_OWN = 2, /* the address is the node's own: what no service takes is the stack's */
 	SERVICE_MODULO = 4,   /* slot by remainder, not by Maglev */
+	SERVICE_REDIRECT = 8, /* scope INSIDE: not for the pods that are its backends: see pods.h */
 };
 
 struct service {

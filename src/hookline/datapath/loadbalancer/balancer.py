@@ -6,6 +6,7 @@ What a node's load balancer is, is in the kernel and pinned below the node's fol
     programs/NAME          every program
     links/HOOK:INTERFACE   every attachment: balance, resolve, reply; exceptions has no interface. A mode that was
                            asked for follows: balance:eth0:generic
+    links/connect4 …       the programs of sockets, on the node's cgroup
 
 `LoadBalancer.open` adopts it if it is whole and of this version, and else loads the programs anew around the maps that
 exist, so that no connection is forgotten. Nothing is attached until `activate`, which is called when the tables are filled:
@@ -52,12 +53,21 @@ MAPS = (
     "settings",
     "answer_limits",
     "maglev_candidates",
+    "sockets",
+    "datagrams",
+    "spilled_peers",
+    "pods",
+    "socket_metrics",
 )
 # These name each other's rows and pages: where one of them is made anew, all are.
 TABLES = ("services", "backends", "maglev")
 # What is copied where a map is made anew. The rows of backends keep their numbers, which connections name.
 CARRIED_OVER = ("connections", "affinity", "backends", "backend_metrics")
 PROGRAMS = ("balance", "resolve", "reply", "count_exceptions", "build_maglev")
+# Of the sockets of this node, in the order in which they are attached: an answer is never shown as a backend's.
+SOCKET_PROGRAMS = tuple(
+    f"{hook}{version}" for hook in ("recvmsg", "getpeername", "sendmsg", "connect") for version in (4, 6)
+)
 PAGE_SLOTS = 1024
 
 
@@ -68,6 +78,7 @@ class Tunables:
     Attributes:
         check_mtu: False where XDP is generic: it sees super-packets that are cut up later.
         tx_by_redirect: True where an uplink is a veth with native XDP, which needs it (docs/kernel.md).
+        connect_time: With the programs of the node's own sockets.
     """
 
     nat_port_min: int = 10240
@@ -79,6 +90,12 @@ class Tunables:
     services: int | None = None
     backends: int | None = None
     maglev_pages: int | None = None
+    connect_time: bool = True
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs that are loaded."""
+        return PROGRAMS + SOCKET_PROGRAMS if self.connect_time else PROGRAMS
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -106,7 +123,8 @@ class Attachment:
     """One program on one hook.
 
     Attributes:
-        hook: ``xdp`` with its mode, ``tcx`` or ``clsact`` with the direction, ``raw_tracepoint``.
+        hook: ``xdp`` with its mode, ``tcx`` or ``clsact`` with the direction, ``raw_tracepoint``, ``cgroup``.
+        interface: Empty for programs that are on none.
         change: What `LoadBalancer.activate` did: nothing (``kept``), ``attached``, ``updated`` or ``detached``.
     """
 
@@ -194,7 +212,8 @@ class LoadBalancer:
     def _adopt(cls, pins: Path, tunables: Tunables | None) -> LoadBalancer | None:
         if not all((pins / "maps" / name).exists() for name in MAPS):
             return None
-        if not all((pins / "programs" / name).exists() for name in PROGRAMS):
+        wanted = tunables.programs if tunables is not None else PROGRAMS
+        if not all((pins / "programs" / name).exists() for name in wanted):
             return None
         with bpf.Map.from_pin(pins / "maps" / "settings") as settings:
             names = settings.value_dtype.names or ()
@@ -203,7 +222,11 @@ class LoadBalancer:
             if tunables is not None and int(settings[0]["digest"]) != tunables.digest:
                 return None
         maps = {name: bpf.Map.from_pin(pins / "maps" / name) for name in MAPS}
-        programs = {name: bpf.Program.from_pin(pins / "programs" / name) for name in PROGRAMS}
+        programs = {
+            name: bpf.Program.from_pin(pins / "programs" / name)
+            for name in (*PROGRAMS, *SOCKET_PROGRAMS)
+            if (pins / "programs" / name).exists()
+        }
         return cls(pins, tunables or Tunables(), programs, maps, fresh=False)
 
     @classmethod
@@ -217,6 +240,8 @@ class LoadBalancer:
             obj.constants["nat_port_max"] = tunables.nat_port_max
             obj.constants["check_mtu"] = int(tunables.check_mtu)
             obj.constants["tx_by_redirect"] = int(tunables.tx_by_redirect)
+            if not tunables.connect_time:
+                obj.leave_out(*SOCKET_PROGRAMS)
             for name, size in tunables.sizes.items():
                 obj.resize(name, size)
             there = [name for name in MAPS if (pins / "maps" / name).exists()]
@@ -229,7 +254,7 @@ class LoadBalancer:
                         obj.reuse(name, old)
             obj.load()
             maps = {name: obj.maps[name] for name in MAPS}
-            programs = {name: obj.programs[name] for name in PROGRAMS}
+            programs = {name: obj.programs[name] for name in tunables.programs}
             for name in CARRIED_OVER:
                 if name in replaced:
                     _carry_over(pins / "maps" / name, maps[name])
@@ -256,15 +281,23 @@ class LoadBalancer:
 
     # -- attaching
 
-    def activate(self, uplinks: Iterable[tuple[str, XdpMode]]) -> list[Attachment]:
+    def activate(
+        self,
+        uplinks: Iterable[tuple[str, XdpMode]],
+        cgroup: Path | None = None,
+        *,
+        refused: list[bpf.BpfError] | None = None,
+    ) -> list[Attachment]:
         """Pins everything and attaches the programs to the uplinks, and to no other interface.
 
         Args:
             uplinks: Names of interfaces and their XDP modes.
+            cgroup: Whose sockets the programs of sockets serve; None for nobody's.
+            refused: Where given, a cgroup that takes no program is noted here, and the rest is attached.
 
         Raises:
-            bpf.BpfError: An interface has somebody else's XDP program, or does not exist. What was attached by this
-                call is detached again.
+            bpf.BpfError: An interface has somebody else's XDP program, or does not exist, or the cgroup refuses. What
+                was attached by this call is detached again.
         """
         self._pin()
         made: list[Attachment] = []
@@ -273,6 +306,14 @@ class LoadBalancer:
                 # The XDP program last: what it leaves to the other two must find them there.
                 made.extend(self._attach(name, interface, mode) for name in ("resolve", "reply", "balance"))
             made.append(self._attach("count_exceptions", "", "auto"))
+            if cgroup is not None and self.tunables.connect_time:
+                try:
+                    made.extend(self._attach_cgroup(name, cgroup) for name in SOCKET_PROGRAMS)
+                except bpf.BpfError as error:
+                    if refused is None:
+                        raise
+                    refused.append(error)
+                    made = [item for item in made if item.program not in SOCKET_PROGRAMS]
         except BaseException:
             for attachment in made:
                 if attachment.change == "attached":
@@ -321,6 +362,26 @@ class LoadBalancer:
             if made.pinned is None:
                 made.pin(path)
             return Attachment(name, _hook(made), interface, "attached")
+
+    def _attach_cgroup(self, name: str, cgroup: Path) -> Attachment:
+        """Attaches a program of sockets where it is not, replaces an older version where it is."""
+        program = self._programs[name]
+        path = link_pin(self.pins, name, "")
+        number = os.stat(cgroup).st_ino
+        link = _open_link(path, name, "")
+        if link is not None:
+            with link:
+                if isinstance(link, bpf.Link) and link.info.cgroup_id == number:
+                    if _program_id(link) == program.id:
+                        return Attachment(name, _hook(link), "", "kept")
+                    link.update(program)
+                    return Attachment(name, _hook(link), "", "updated")
+        # The other cgroup's, or one of a cgroup that is gone, leaves when the new one is there.
+        with program.attach_cgroup(cgroup, name) as made:
+            if path.exists():
+                detach(self.pins, name, "")
+            made.pin(path)
+            return Attachment(name, _hook(made), "", "attached")
 
     def _pin(self) -> None:
         (self.pins / "links").mkdir(parents=True, exist_ok=True)
@@ -493,11 +554,25 @@ def attachments(pins: Path) -> list[Attachment]:
     return found
 
 
-def not_attached(pins: Path, uplinks: Iterable[str]) -> list[tuple[str, str]]:
+def not_attached(pins: Path, uplinks: Iterable[str], cgroup: Path | None = None) -> list[tuple[str, str]]:
     """Programs and interfaces of the attachments that `LoadBalancer.activate` would make."""
     there = {(item.program, item.interface) for item in attachments(pins)}
     wanted = [(name, interface) for interface in uplinks for name in ("resolve", "reply", "balance")]
-    return [item for item in (*wanted, ("count_exceptions", "")) if item not in there]
+    wanted.append(("count_exceptions", ""))
+    if cgroup is not None:
+        number = os.stat(cgroup).st_ino
+        there -= {(name, "") for name in SOCKET_PROGRAMS if attached_cgroup(pins, name) != number}
+        wanted.extend((name, "") for name in SOCKET_PROGRAMS)
+    return [item for item in wanted if item not in there]
+
+
+def attached_cgroup(pins: Path, program: str = SOCKET_PROGRAMS[-1]) -> int | None:
+    """The kernel's number of the cgroup that a program of sockets is attached to; None where it is on none."""
+    link = _open_link(link_pin(pins, program, ""), program, "")
+    if link is None:
+        return None
+    with link:
+        return link.info.cgroup_id or None if isinstance(link, bpf.Link) else None
 
 
 def refuse_occupied(pins: Path, uplinks: Iterable[str]) -> None:
@@ -547,7 +622,7 @@ def _open_link(path: Path, program: str, interface: str) -> bpf.Link | bpf.Clsac
             return bpf.ClsactFilter.from_pin(path, interface, DIRECTIONS[program])
         except bpf.BpfError:
             return None
-    if link.info.interface_index == index:
+    if link.info.interface_index == index and not link.info.detached:
         return link
     link.close()
     return None

@@ -7,6 +7,7 @@
  *   reply       TC egress on the uplink: gives the replies of this node's own backends the service's address
  *   exceptions  raw tracepoint: what the kernel itself says of balance's aborted and unsendable packets
  *   build_maglev  syscall: fills a service's table when the control plane asks for it
+ *   connect4 …  cgroup: this node's own sockets; see sockets.h
  *
  * XDP passes what is not ours, drops with a counted reason what cannot be served, transmits or redirects to
  * backends beyond this node, and aborts only when its own tables contradict each other. A packet for a
@@ -19,6 +20,7 @@
 #include "maps.h"
 #include "reject.h"
 #include "select.h"
+#include "sockets.h"
 #include "translate.h"
 
 #include <bpf/bpf_core_read.h>
@@ -31,6 +33,7 @@ const enum service_flags *unused_service_flags __attribute__((unused));
 const enum backend_flags *unused_backend_flags __attribute__((unused));
 const enum backend_state *unused_backend_state __attribute__((unused));
 const enum service_scope *unused_service_scope __attribute__((unused));
+const enum pod_flags *unused_pod_flags __attribute__((unused));
 const struct maglev_job *unused_maglev_job __attribute__((unused));
 const struct handover *unused_handover __attribute__((unused));
 
