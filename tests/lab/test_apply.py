@@ -242,6 +242,7 @@ def test_the_first_service_attaches_the_programs_and_the_last_takes_them_along(b
         "reply attached on eth0 (tcx)",
         "balance attached on eth0 (xdp native)",
         "count_exceptions attached (raw_tracepoint)",
+        *(f"{name} attached (cgroup)" for name in balancer.SOCKET_PROGRAMS),
     ]
     assert bare.answer("192.0.2.30").startswith("default/p")
     done = bare.run("delete", "vs", "only")
@@ -378,6 +379,7 @@ def test_what_get_and_describe_say(node: Place) -> None:
         ("resolve", "tcx"),
         ("reply", "tcx"),
         ("count_exceptions", "raw_tracepoint"),
+        *((name, "cgroup") for name in balancer.SOCKET_PROGRAMS),
     }
     assert described["totals"]["verdicts"]["pass"]["packets"] > 0
     text = node.run("describe", "vs", "orders").out

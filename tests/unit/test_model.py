@@ -113,7 +113,7 @@ CONFIG: Document = {
     "spec": {
         "interfaces": [{"name": "eth0", "role": "uplink", "xdpMode": "native"}],
         "maps": {"connections": 65536, "maglevPages": 1024},
-        "features": {},
+        "features": {"connectTime": "off"},
         "nat": {"portMin": 20000, "portMax": 30000},
     },
 }
@@ -1029,7 +1029,7 @@ def test_virtual_service_refuses(path: str, value: Any, expected: str) -> None:
         ),
         (
             changed(CONFIG, "spec.features.turbo", True),
-            "spec.features.turbo: there is no such field (none exists here yet)",
+            "spec.features.turbo: there is no such field (the fields here are connectTime)",
         ),
         (changed(CONFIG, "spec.nat.portMin", 30000), "spec.nat: portMin 30000 is not below portMax 30000"),
         (

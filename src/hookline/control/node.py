@@ -538,16 +538,11 @@ class Node:
         found = features.attach("cgroup/connect4")
         if found.answer is features.Answer.NO:
             return None, found.why
-        try:
-            root = bpf.cgroup_folder()
-        except bpf.BpfError as error:
-            return None, error.what
         wanted = config.spec.cgroup if config is not None else None
-        if wanted is None and self.name.lab is not None:
-            wanted = f"hookline/{self.name.lab}/{self.name.node}"
-            if not (root / wanted).is_dir():
-                return None, ""
-        place = root / wanted if wanted else root
+        try:
+            place = net.cgroups.path(wanted or self.name.cgroup)
+        except net.NetworkError as error:
+            return None, error.why
         return (place, "") if place.is_dir() else (None, f"there is no cgroup {place}")
 
     def _tunables(self, config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:

@@ -155,6 +155,26 @@ struct bpf_raw_tracepoint_args {
 	__u64 args[0];
 };
 
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+	__be16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
+#define TCP_ESTABLISHED 1 /* also a datagram socket that is connected */
+
 /* The context of a cgroup's connect, sendmsg, recvmsg and getpeername programs. Addresses and the port are in
  * network byte order, the port in the first two octets of its word. */
 struct bpf_sock_addr {

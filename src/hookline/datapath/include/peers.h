@@ -19,7 +19,8 @@ struct peer {
 	__u16 generation; /* of that row */
 	__u8 protocol;	  /* 0: there is no peer */
 	__u8 pad;
-	__u32 service; /* row in service_metrics */
+	__u32 service;	/* row in service_metrics */
+	__u32 last_use; /* of a datagram socket's: what `peers.uses` was then */
 };
 
 /* Peers that a datagram socket keeps in its own storage. */
@@ -29,6 +30,8 @@ struct peers {
 	struct peer rows[PEERS];
 	__u32 next;    /* the row that is written next */
 	__u32 spilled; /* 1: earlier ones may be in spilled_peers */
+	__u32 uses;    /* datagrams sent to peers */
+	__u32 pad;
 };
 
 /* A peer of a socket by either of its addresses. */

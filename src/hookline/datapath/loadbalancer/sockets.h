@@ -25,6 +25,9 @@
 
 #define DNS_PORT 53
 
+/* Backends tried for a datagram socket until one is no other service's of the same socket. */
+#define CHOICES 4
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -268,6 +271,17 @@ static __always_inline enum choice connect_socket(struct bpf_sock_addr *ctx, str
 	return choice;
 }
 
+/* The peer that a socket is connected to. connect() with AF_UNSPEC asks no program: such a socket is told by
+ * its state. */
+static __always_inline struct peer *connection_of(struct bpf_sock_addr *ctx)
+{
+	struct peer *peer = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+
+	if (peer && peer->protocol == IPPROTO_UDP && ctx->sk->state != TCP_ESTABLISHED)
+		return NULL;
+	return peer;
+}
+
 /* Whether the backend of an earlier datagram still takes them. */
 static __always_inline bool is_usable(const struct peer *peer)
 {
@@ -310,15 +324,26 @@ static __always_inline struct peer *spilled_peer(struct bpf_sock_addr *ctx, cons
 	return bpf_map_lookup_elem(&spilled_peers, &key);
 }
 
+/* Whether another service of this socket has the same backend: nothing in its answers says which was asked.
+ */
+static __always_inline bool is_shared(const struct peers *known, const struct peer *peer)
+{
+	for (int i = 0; i < PEERS; i++)
+		if (is_from(&known->rows[i], &peer->address, peer->port) &&
+		    !is_for(&known->rows[i], &peer->asked, peer->asked_port))
+			return true;
+	return false;
+}
+
 /* Puts a peer into the socket's storage: in the place of the same service's, or of the oldest. */
-static __always_inline bool store_peer(struct bpf_sock_addr *ctx, struct peers *known,
-				       const struct peer *peer)
+static __always_inline bool store_peer(struct bpf_sock_addr *ctx, struct peers *known, struct peer *peer)
 {
 	if (!known)
 		known = bpf_sk_storage_get(&datagrams, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!known)
 		return false;
 
+	peer->last_use = ++known->uses;
 	for (int i = 0; i < PEERS; i++) {
 		if (is_for(&known->rows[i], &peer->asked, peer->asked_port)) {
 			known->rows[i] = *peer;
@@ -342,15 +367,22 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 {
 	struct peers *known = bpf_sk_storage_get(&datagrams, ctx->sk, NULL, 0);
 	struct peer *earlier = NULL;
+	struct peer *connected = connection_of(ctx);
 	enum choice choice;
 
 	key->port = ctx->user_port;
 	key->protocol = IPPROTO_UDP;
+	/* The kernel takes answers to a connected socket from its peer alone. */
+	if (connected && is_for(connected, &key->address, key->port) && is_usable(connected)) {
+		*peer = *connected;
+		return CHOICE_MADE;
+	}
 	if (known) {
 		for (int i = 0; i < PEERS; i++)
 			if (is_for(&known->rows[i], &key->address, key->port))
 				earlier = &known->rows[i];
 		if (earlier && is_usable(earlier)) {
+			earlier->last_use = ++known->uses;
 			*peer = *earlier;
 			return CHOICE_MADE;
 		}
@@ -365,15 +397,23 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 	}
 
 	/* By the socket and not by chance: also a socket whose peer was forgotten goes where it went. */
-	__u32 hash =
+	__u64 hash =
 		mix(mix(hash_seed ^ bpf_get_socket_cookie(ctx)) ^ pair(key->address.words[3], key->port));
 
-	choice = choose_peer(ctx, key, hash, peer);
-	if (choice != CHOICE_MADE)
-		return choice;
+	for (int i = 0; i < CHOICES; i++, hash = mix(hash)) {
+		struct service_key wanted = *key;
+
+		choice = choose_peer(ctx, &wanted, hash, peer);
+		if (choice != CHOICE_MADE)
+			return choice;
+		if (!known || !peer->backend || !is_shared(known, peer))
+			break;
+	}
 	if (!peer->backend && earlier && address_equal(&earlier->address, &peer->address) &&
-	    earlier->port == peer->port)
-		return choice;
+	    earlier->port == peer->port) {
+		earlier->last_use = known ? ++known->uses : 0;
+		return CHOICE_MADE;
+	}
 	if (!store_peer(ctx, known, peer)) {
 		COUNT_SOCKET(refused_no_memory);
 		return refuse_socket(ENOMEM);
@@ -381,13 +421,13 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 	if (peer->backend)
 		COUNT_SOCKET(associated);
 	count_chosen(peer);
-	return choice;
+	return CHOICE_MADE;
 }
 
 /* What the application calls the address that it sees; NULL for an address that is no peer's. */
 static __always_inline struct peer *connected_peer(struct bpf_sock_addr *ctx, const struct address *address)
 {
-	struct peer *peer = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+	struct peer *peer = connection_of(ctx);
 
 	return peer && is_from(peer, address, ctx->user_port) ? peer : NULL;
 }
@@ -404,9 +444,13 @@ static __always_inline struct peer *datagram_peer(struct bpf_sock_addr *ctx, con
 
 	if (!known)
 		return NULL;
+	/* Where several have the same backend: the one that was asked last. */
 	for (int i = 0; i < PEERS; i++)
-		if (is_from(&known->rows[i], address, port))
-			return &known->rows[i];
+		if (is_from(&known->rows[i], address, port) &&
+		    (!peer || (__s32)(known->rows[i].last_use - peer->last_use) > 0))
+			peer = &known->rows[i];
+	if (peer)
+		return peer;
 	return known->spilled ? spilled_peer(ctx, address, port, true) : NULL;
 }
 
