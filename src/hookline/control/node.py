@@ -124,7 +124,6 @@ class _Kernel:
         self.config, self.uplinks = config, uplinks
         self.indexes = _indexes(uplinks)
         self.links, self.pinned = link_state(self.balancer.pins), pinned_names(self.balancer.pins)
-
         self.cgroup = (cgroup, _inode(cgroup)) if cgroup is not None else None
 
     def unsettle(self) -> None:

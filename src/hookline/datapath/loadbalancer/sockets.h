@@ -18,6 +18,7 @@
  */
 #pragma once
 
+#include "affinity.h"
 #include "maps.h"
 #include "peers.h"
 #include "pods.h"
@@ -205,7 +206,8 @@ static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, struct
 		return refuse_socket(ECONNREFUSED);
 	}
 
-	__u32 row = select_backend(service, hash);
+	struct address client = client_of_netns(netns);
+	__u32 row = choose_backend(service, &client, hash);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &row);
 
 	if (!backend || !(backend->flags & BACKEND_ACTIVE)) {
