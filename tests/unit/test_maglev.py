@@ -195,3 +195,49 @@ def test_modulo_repeats_by_weight() -> None:
 def test_modulo_refuses_what_it_cannot_express() -> None:
     with pytest.raises(ValueError, match="rounder"):
         maglev.modulo([65_537, 2])
+
+
+# What a table may not have
+
+
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=60),
+    st.sampled_from([1021, 4099]),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_table_that_is_built_is_in_order(weights: list[int], size: int, chance: random.Random) -> None:
+    rows = chance.sample(range(1, 65_536), len(weights))
+    slots = np.array(rows, np.uint32)[maglev.build(_identities(len(weights)), weights, size)]
+    assert maglev.violation(slots, rows, weights) == ""
+    wrong = slots.copy()
+    wrong[chance.randrange(size)] = chance.choice([0, *(set(range(1, 70)) - set(rows))])
+    assert "not the service's" in maglev.violation(wrong, rows, weights)
+    wrong = slots.copy()
+    wrong[wrong == rows[0]] = rows[-1]
+    assert ("weight asks for" in maglev.violation(wrong, rows, weights)) == (len(rows) > 1)
+
+
+def test_two_slots_too_many_are_found() -> None:
+    rows, weights = [3, 5, 9], [1, 1, 2]
+    slots = np.array(rows, np.uint32)[maglev.build(_identities(3), weights, 1021)]
+    slots[np.flatnonzero(slots == 9)[:2]] = 3
+    assert maglev.violation(slots, rows, weights).startswith(
+        "row 3 has 257 of 1021 slots, and its weight asks for 255."
+    )
+
+
+def test_light_backends_have_one_slot_each_and_the_heavy_pay_for_it() -> None:
+    weights = [1] * 50 + [1_000_000]
+    rows = list(range(1, 52))
+    slots = np.array(rows, np.uint32)[maglev.build(_identities(51), weights, 1021)]
+    assert maglev.violation(slots, rows, weights) == ""
+    slots[slots == 7] = 51
+    assert maglev.violation(slots, rows, weights).startswith("row 7 has 0 of")
+
+
+@pytest.mark.parametrize("weights", [[1], [2, 3], [100, 50, 25]])
+def test_modulo_tables_are_exact(weights: list[int]) -> None:
+    rows = [10 + number for number in range(len(weights))]
+    slots = np.array(rows, np.uint32)[maglev.modulo(weights)]
+    assert maglev.violation(slots, rows, weights) == ""

@@ -5,7 +5,7 @@ hold, `state` keeps what is wanted, and the programs themselves are `hookline.da
 objects of users' own.
 """
 
-from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError
+from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError, TableRefused
 from hookline.control.drift import Repair, Repaired
 from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolStatus, load
 from hookline.control.placement import Placement
@@ -33,6 +33,7 @@ __all__ = [
     "Repaired",
     "ResourceChange",
     "StateError",
+    "TableRefused",
     "Target",
     "Usage",
     "load",

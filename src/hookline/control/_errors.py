@@ -17,6 +17,10 @@ class DoesNotFit(ControlError):  # noqa: N818
     """A map of the size that it has cannot hold what is wanted."""
 
 
+class TableRefused(ControlError):  # noqa: N818
+    """A table that was just built is not what its backends' weights ask for; the one before it is in use."""
+
+
 class NotThere(ControlError):  # noqa: N818
     """An object, a kind or a node that was named does not exist."""
 

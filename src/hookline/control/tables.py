@@ -5,11 +5,12 @@ names its pool, each service row the fingerprint of what its table was built fro
 one knows all that it knew. `Tables.diff` is pure; `Tables.carry_out` writes, in an order that never shows the programs half a
 change:
 
-1. new backends' rows, their counters zeroed, and the states of the others;
-2. new tables, in pages that no service points to;
-3. services' rows, each in one update: from here on new connections go by the new tables;
-4. services that are no longer wanted are removed;
-5. rows of backends that are gone are made inactive.
+1. new backends' rows, their counters zeroed;
+2. new tables, in pages that no service points to; each is read back and checked, and one that is wrong ends the change here;
+3. the states of the backends that stay;
+4. services' rows, each in one update: from here on new connections go by the new tables;
+5. services that are no longer wanted are removed;
+6. rows of backends that are gone are made inactive.
 
 A process that is killed in between leaves rows and pages that nothing points to; the next `diff` finds and frees them. Pages and
 rows that a change frees are not given out again in the same change, so a program that still holds the old service row
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hookline.control._errors import DoesNotFit
+from hookline.control._errors import DoesNotFit, TableRefused
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.pools import Frontend, Pool, Scope, State, Target
 from hookline.datapath.loadbalancer import maglev
@@ -406,12 +407,16 @@ class Tables:
     # -- writing
 
     def carry_out(self, change: TableChange) -> None:
-        """Makes the change. It was checked by `check_fits`, so nothing here is expected to fail."""
+        """Makes the change. It was checked by `check_fits`, so nothing here is expected to fail.
+
+        Raises:
+            TableRefused: A table came out wrong. No service points to it, and those that there were are in use.
+        """
         if not change:
             return
         self._write_new_backends(change)
-        self._write_states(change)
         rows = self._build_tables(change)
+        self._write_states(change)
         self._write_services(change, rows)
         self._remove_services(change)
         self._retire_backends(change)
@@ -473,8 +478,21 @@ class Tables:
                 size = pool.table_size
                 plan = maglev.turns([item.target.identity for item in active], weights, size)
                 self._balancer.build_table(first, size, rows, plan)
+            self._check_table(pool, first, size, rows.tolist(), weights)
             built[pool.key] = (first, size)
         return built
+
+    def _check_table(
+        self, pool: Pool, first: int, size: int, rows: Sequence[int], weights: Sequence[int]
+    ) -> None:
+        slots = self._balancer.pages[first : first + pages_for(size)].reshape(-1)[:size]
+        wrong = maglev.violation(slots, rows, weights)
+        if wrong:
+            raise TableRefused(
+                f"the new table of {pool.service} port {pool.port} is wrong, and was not put to use",
+                why=wrong,
+                remedy="report this with the service's file; what was balanced before still is",
+            )
 
     def _write_services(self, change: TableChange, built: dict[int, tuple[int, int]]) -> None:
         rows: dict[bytes, ServiceRow] = {}

@@ -140,6 +140,33 @@ def build(identities: Sequence[bytes], weights: Sequence[int], size: int) -> NDA
     return np.array(table, dtype=np.uint32)
 
 
+def violation(slots: NDArray[np.uint32], rows: Sequence[int], weights: Sequence[int]) -> str:
+    """What a finished table has that no table may have, empty where it is as it should be.
+
+    It is read from what the table must be, not from how it was built: every slot names one of the backends; nobody else has a
+    slot; and a backend of weight w of W in all has its share w/W of the slots, to less than one slot. Where backends are so
+    light that their one slot is more than that, the heavy may miss one more slot for each of these.
+
+    Args:
+        slots: Row by slot, shape (size,).
+        rows: The backends' rows.
+        weights: Their weights, each at least 1.
+    """
+    size, total = len(slots), sum(weights)
+    count = np.bincount(slots, minlength=max(rows, default=0) + 1)
+    strangers = np.ones(len(count), bool)
+    strangers[list(rows)] = False
+    foreign = np.flatnonzero(count * strangers)
+    if len(foreign):
+        return f"{int(count[foreign].sum())} of {size} slots name rows that are not the service's, row {foreign[0]} first"
+    light = sum(size * weight < total for weight in weights)
+    for row, weight in zip(rows, weights, strict=True):
+        surplus = int(count[row]) * total - size * weight
+        if not -total * (1 + light) < surplus < total or not count[row]:
+            return f"row {row} has {count[row]} of {size} slots, and its weight asks for {size * weight / total:.1f}"
+    return ""
+
+
 def modulo(weights: Sequence[int], limit: int = LARGEST_TABLE) -> NDArray[np.uint32]:
     """The table of plain ``hash % n``: each backend as often as its weight says, in the order given.
 
