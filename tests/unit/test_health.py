@@ -299,11 +299,12 @@ def test_a_pool_as_its_backends_lives_make_it() -> None:
 def test_all_down(last: Health) -> None:
     plain = pool(target(1), target(2), target(3, "draining"), target(4, "down"))
     health = said(plain, p1=DOWN, p2=last)
-    opened = living(plain, health)
+    opened = living(plain, health, fail_open=True)
+    assert living(replace(plain, all_down="failOpen"), health).targets == opened.targets
     assert {one.name for one in opened.active} == {"p1", "p2"}
     assert states(opened)["p3"] == ("draining", 0)
     assert states(opened)["p4"] == ("down", 0)
-    closed = living(plain, health, fail_open=False)
+    closed = living(plain, health)
     assert closed.active == ()
     one = living(plain, said(plain, p1=DOWN, p2=Health("starting", 9)))
     assert {target.name for target in one.active} == {"p2"}, "one is enough"
@@ -313,7 +314,7 @@ def test_who_leaves_drains_until_its_deadline() -> None:
     plain = pool(target(1))
     lived = living(plain, {}, leaving=[target(2)])
     assert states(lived) == {"p1": ("active", 100), "p2": ("draining", 0)}
-    past = frozenset({HealthKey.of(plain, target(2))})
+    past = frozenset({(target(2).address, target(2).port)})
     assert states(living(plain, {}, leaving=[target(2)], past_deadline=past))["p2"] == ("down", 0)
     assert living(plain, {}, leaving=[replace(target(1), weight=5)]) is plain, "it is back"
 

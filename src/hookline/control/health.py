@@ -122,6 +122,14 @@ class Rules:
     slow_start_seconds: float = 0.0
 
 
+def rules_of(pool: Pool) -> Rules:
+    """The rules of a pool's backends."""
+    how = pool.health_check
+    return Rules(
+        how is not None, how.rise if how else 1, how.fall if how else 1, float(pool.slow_start_seconds)
+    )
+
+
 class Life:
     """What checks and slow start say of one backend, over time.
 
@@ -148,7 +156,7 @@ class Life:
     ) -> None:
         self.rules = rules
         self._documents: State = "active"
-        self._falls: list[float] = []
+        self._falls: tuple[float, ...] = ()
         self._streak = 0
         self._up: bool | None = None
         self._since: float | None = None
@@ -183,9 +191,8 @@ class Life:
             return
         self._streak += 1
         if self._up is None or self._streak >= self.rules.fall:
-            self._falls = [*(at for at in self._falls if now - at < DAMPING_SECONDS), now][
-                -DAMPING_MOST - 1 :
-            ]
+            recent = (at for at in self._falls if now - at < DAMPING_SECONDS)
+            self._falls = (*recent, now)[-DAMPING_MOST - 1 :]
             self._up, self._since, self._streak = False, None, 0
 
     def document(self, documents: State, now: float) -> None:
@@ -265,8 +272,8 @@ def living(
     health: Mapping[HealthKey, Health],
     *,
     leaving: Iterable[Target] = (),
-    past_deadline: frozenset[HealthKey] = frozenset(),
-    fail_open: bool = True,
+    past_deadline: frozenset[tuple[Address, int]] = frozenset(),
+    fail_open: bool | None = None,
 ) -> Pool:
     """A pool of the documents as its backends' lives make it: what the tables are made of.
 
@@ -276,8 +283,8 @@ def living(
         pool: As the documents have it.
         health: By backend.
         leaving: Targets that the documents hold no longer and whose connections may stay for a while.
-        past_deadline: The backends whose drain is over.
-        fail_open: Where no backend is left, all take connections that the documents let; else none does.
+        past_deadline: Addresses and ports of those whose drain is over.
+        fail_open: Where no backend is left, all take connections that the documents let, or none does; None: as the pool says.
     """
     kept = {(target.address, target.port) for target in pool.targets}
     gone = (replace(target, state="draining") for target in leaving)
@@ -287,7 +294,8 @@ def living(
     targets = []
     for target in every:
         key = HealthKey.of(pool, target)
-        now = settle(target.state, health.get(key), past_deadline=key in past_deadline)
+        past = (target.address, target.port) in past_deadline
+        now = settle(target.state, health.get(key), past_deadline=past)
         if now.state == "starting" and target.state == "active":
             # A table by remainder takes its size from the weights: a share would move every slot.
             share = 100 if pool.algorithm == "modulo" and now.share else now.share
@@ -296,6 +304,8 @@ def living(
             targets.append(replace(target, state=now.state, share=100))
         else:
             targets.append(target)
+    if fail_open is None:
+        fail_open = pool.all_down == "failOpen"
     if fail_open and not any(target.effective_weight for target in targets):
         targets = [
             wanted if wanted.effective_weight else target

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
@@ -24,6 +24,8 @@ from hookline import bpf, net
 from hookline.bpf import features
 from hookline.control._errors import Conflict, ControlError, NotThere
 from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
+from hookline.control.health import Health, HealthKey
+from hookline.control.lives import Lives, boottime
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
@@ -148,6 +150,10 @@ class Node:
         before_change: Called before anything is touched, with every address that will be balanced; may refuse by raising.
         on_change: Called after every change that was carried out. Both are called in the node's own network namespace.
 
+    Attributes:
+        watched: Set it where somebody checks this node's backends and reports to `observe`: from then on backends that begin to
+            take connections wait for their first check, or start slowly.
+
     Raises:
         model.names.InvalidName: The name is none.
     """
@@ -164,6 +170,10 @@ class Node:
         self._on_change = on_change
         self._state: State | None = None
         self._stored: dict[str, Stored] = {}
+        self.watched = False
+        # What the documents say, what is known of backends beyond them, and what comes of both: the tables' pools.
+        self._documents: dict[str, tuple[Pool, ...]] = {}
+        self._lives = Lives()
         self._pools: dict[str, tuple[Pool, ...]] = {}
         self._hops: dict[int, frozenset[tuple[str, str]]] = {}
         self._neighbours: set[tuple[str, str]] = set()
@@ -286,6 +296,104 @@ class Node:
             finally:
                 self._repairing = False
 
+    # -- backends' lives
+
+    def observe(self, changes: Mapping[HealthKey, Health]) -> None:
+        """Takes over what health checks found: the tables follow, and it is remembered until it is found otherwise.
+
+        Backends that are no longer there are passed over. Costs what the services concerned cost, however many others there are.
+
+        Raises:
+            bpf.BpfError: The kernel refuses; what was is still there.
+        """
+        with self._writing():
+            known = {
+                key: health for key, health in changes.items() if any(self._pools_of(key))
+            }  # others went meanwhile
+            if known:
+                self._follow_lives(self._lives.observed(known), {key.service for key in known}, known)
+
+    def expire(self) -> float | None:
+        """Ends the drains that are over: backends that were removed go, those that are still named are down.
+
+        Returns:
+            Seconds until the next one is over; None where none is under way.
+        """
+        if self._state is None and not (self.name.state_dir / STATE_FILE).exists():
+            return None
+        self._refresh()
+        if self._lives.leaving:
+            now = boottime()
+            services = {
+                name for name in self._lives.past(now) if self._living(name, now) != self._pools.get(name, ())
+            }
+            if services:
+                with self._writing():
+                    self._follow_lives(self._lives.expired(now), services)
+        return self._lives.next_deadline(boottime())
+
+    @property
+    def documents(self) -> Mapping[str, tuple[Pool, ...]]:
+        """The pools of every service as the documents have them; the same objects as long as they stay as they are."""
+        self._refresh()
+        return self._documents
+
+    @property
+    def health(self) -> dict[HealthKey, Health]:
+        """What was observed; backends that are active and well are left out."""
+        self._refresh()
+        return {key: health for mine in self._lives.health.values() for key, health in mine.items()}
+
+    def _pools_of(self, key: HealthKey) -> Iterator[Pool]:
+        for pool in self._documents.get(key.service, ()):
+            if (pool.port, pool.protocol, pool.version) == (
+                key.port,
+                key.protocol,
+                key.address.version,
+            ) and any((target.address, target.port) == (key.address, key.number) for target in pool.targets):
+                yield pool
+
+    def _living(self, service: str, now: float) -> tuple[Pool, ...]:
+        return self._lives.living(service, self._documents.get(service, ()), now)
+
+    def _follow_lives(
+        self, lives: Lives, services: set[str], health: Mapping[HealthKey, Health] | None = None
+    ) -> None:
+        """Brings the tables of some services to other lives of their backends.
+
+        Args:
+            health: Given where nothing but this changes of them.
+        """
+        before = self._lives
+        kernel, state, now = self._kernel, self._opened_state(), boottime()
+        self._lives = lives
+        try:
+            pools = dict(self._pools)
+            pools.update({name: self._living(name, now) for name in services})
+            if kernel is None or not kernel.is_in_step(kernel.config):
+                self._carry_out(self._draft([], lived=services))
+                return
+            old = {pool.key: pool for name in services for pool in self._pools.get(name, ())}
+            wanted = [pool for name in services for pool in pools[name] if old.get(pool.key) != pool]
+            change = TableChange()
+            if wanted:
+                placements = Placements(frozenset(name for name, _ in kernel.uplinks))
+                change = kernel.tables.diff(wanted, placements, only=frozenset(pool.key for pool in wanted))
+                kernel.tables.check_fits(change)
+            with state.change():
+                if health is None:
+                    state.put_lives(lives, services)
+                else:
+                    state.put_health(health)
+                kernel.tables.carry_out(change)
+        except BaseException:
+            self._lives = before
+            self._forget_kernel()
+            raise
+        state.changed_elsewhere()
+        kernel.watch.forget(pool.key for pool in change.pools)
+        self._pools = pools
+
     # -- reading
 
     def resources(self, kind: type[Resource] | None = None) -> list[Resource]:
@@ -367,6 +475,7 @@ class Node:
         owner: str | None = None,
         sources: Mapping[str, str] | None = None,
         cause: str = "",
+        lived: Set[str] = frozenset(),
     ) -> Draft:
         plan = Plan()
         put: dict[str, tuple[Resource, str]] = {}
@@ -388,7 +497,8 @@ class Node:
 
         touched = {name for name, (resource, _) in put.items() if self._differs(resource)} | set(drop)
         wanted = self._wanted(put, drop)
-        pools = self._compiled(wanted, touched)
+        documents = self._compiled(wanted, touched)
+        pools, lives, lived = self._lived(documents, lived)
         refuse_duplicates(pool for group in pools.values() for pool in group)
         if self._before_change is not None and pools is not self._pools:
             every = (pool for group in pools.values() for pool in group)
@@ -396,7 +506,7 @@ class Node:
         config = self._config(wanted)
         draft = Draft(plan, put, drop, TableChange(), config, cause)
         self._draft_kernel(draft, pools)
-        draft.pools = pools
+        draft.documents, draft.pools, draft.lives, draft.lived = documents, pools, lives, lived
         return draft
 
     def _draft_rollback(self, to: int | None) -> Draft:
@@ -436,6 +546,25 @@ class Node:
         draft = self._draft(wanted, delete=delete, sources=sources, cause=f"rollback to {target}")
         draft.plan.warnings[:0] = owned
         return draft
+
+    def _lived(
+        self, documents: dict[str, tuple[Pool, ...]], again: Set[str]
+    ) -> tuple[dict[str, tuple[Pool, ...]], Lives, set[str]]:
+        """The pools that backends' lives make of the documents', the lives, and the services whose lives or documents changed."""
+        now = boottime()
+        lives, concerned = self._lives.followed(self._documents, documents, now, watched=self.watched)
+        if over := lives.past(now):
+            lives = lives.expired(now)
+        concerned |= over | again
+        if not concerned and documents is self._documents:
+            return self._pools, lives, concerned
+        pools = {
+            name: lives.living(name, plain, now)
+            if name in concerned or name not in self._pools
+            else self._pools[name]
+            for name, plain in documents.items()
+        }
+        return pools, lives, concerned
 
     def _dropped(
         self,
@@ -491,20 +620,20 @@ class Node:
         return wanted
 
     def _compiled(self, wanted: Mapping[str, Resource], touched: set[str]) -> dict[str, tuple[Pool, ...]]:
-        """The pools of every service; those of services that nothing touched are taken over."""
+        """The documents' pools of every service; those of services that nothing touched are taken over."""
         services = {
             name: resource
             for name, resource in wanted.items()
             if isinstance(resource, VirtualService | Service)
         }
         all_again = any(name.startswith(INVENTORY_KINDS) for name in touched)
-        if not all_again and not any(name in services or name in self._pools for name in touched):
-            return self._pools
+        if not all_again and not any(name in services or name in self._documents for name in touched):
+            return self._documents
         inventory = Inventory.of(wanted.values())
         return {
             name: compile_service(service, inventory)
-            if all_again or name in touched or name not in self._pools
-            else self._pools[name]
+            if all_again or name in touched or name not in self._documents
+            else self._documents[name]
             for name, service in services.items()
         }
 
@@ -689,6 +818,7 @@ class Node:
         with state.change(), state.generation(draft.cause, self._unowned(draft)) as generation:
             state.put(Stored(resource, source) for resource, source in draft.put.values())
             state.remove(draft.drop)
+            state.put_lives(draft.lives, draft.lived)
             try:
                 applied.attachments = self._carry_out_kernel(draft)
             except BaseException:
@@ -704,7 +834,7 @@ class Node:
             self._stored[reference] = Stored(resource, source)
         for reference in draft.drop:
             del self._stored[reference]
-        self._pools = draft.pools
+        self._documents, self._lives, self._pools = draft.documents, draft.lives, draft.pools
         self._hops = draft.hops
         if self._on_change is not None:
             self._on_change(self)
@@ -910,15 +1040,18 @@ class Node:
         try:
             self._stored = state.resources()
             self._neighbours = state.neighbours()
+            self._lives = state.lives()
         except BaseException:
             # The next look must not take what was not read for known.
             state.close()
             self._state = None
             raise
-        self._pools = {}
+        self._documents, self._pools = {}, {}
         self._hops = {}
         wanted = {name: item.resource for name, item in self._stored.items()}
-        self._pools = self._compiled(wanted, set(wanted))
+        self._documents = self._compiled(wanted, set(wanted))
+        now = boottime()
+        self._pools = {name: self._living(name, now) for name in self._documents}
 
     def _forget_kernel(self) -> None:
         if self._kernel is not None:

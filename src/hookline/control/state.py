@@ -18,17 +18,21 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hookline.control._errors import StateError
+from hookline.control.health import ACTIVE, Health, HealthKey
+from hookline.control.lives import Leaving, LeavingKey, Lives, boot_id
+from hookline.control.pools import Target
 from hookline.model import Resource, parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_GENERATIONS = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -54,6 +58,28 @@ CREATE TABLE IF NOT EXISTS generation_changes (
     source_after    TEXT,
     document_after  TEXT,
     PRIMARY KEY (generation, reference)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS health (
+    service  TEXT NOT NULL,
+    port     TEXT NOT NULL,
+    protocol TEXT NOT NULL,
+    address  TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    state    TEXT NOT NULL,
+    share    INTEGER NOT NULL,
+    PRIMARY KEY (service, port, protocol, address, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leaving (
+    service  TEXT NOT NULL,
+    pool     TEXT NOT NULL,
+    address  TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    weight   INTEGER NOT NULL,
+    name     TEXT NOT NULL,
+    deadline REAL NOT NULL,
+    removed  INTEGER NOT NULL,
+    boot     TEXT NOT NULL,
+    PRIMARY KEY (service, pool, address, number)
 ) WITHOUT ROWID;
 """
 STATE_FILE = "state.db"
@@ -202,6 +228,28 @@ class State:
             for reference, source, text in rows
         }
 
+    def lives(self) -> Lives:
+        """Health and drains. Drains of another boot are left out: their connections ended with it."""
+        with self._explained("read"):
+            health = self._connection.execute(
+                "SELECT service, port, protocol, address, number, state, share FROM health"
+            ).fetchall()
+            leaving = self._connection.execute(
+                "SELECT service, pool, address, number, weight, name, deadline, removed FROM leaving WHERE boot = ?",
+                (boot_id(),),
+            ).fetchall()
+        healths: dict[str, dict[HealthKey, Health]] = {}
+        for service, port, protocol, address, number, state, share in health:
+            key = HealthKey(service, port, protocol, ip_address(address), number)
+            healths.setdefault(service, {})[key] = Health(state, share)
+        leavings: dict[str, dict[LeavingKey, Leaving]] = {}
+        for service, pool, text, number, weight, name, deadline, removed in leaving:
+            address = ip_address(text)
+            target = Target(address, number, weight, name, "draining")
+            leaver = LeavingKey(service, int(pool), address, number)
+            leavings.setdefault(service, {})[leaver] = Leaving(target, deadline, bool(removed))
+        return Lives(healths, leavings)
+
     # -- writing
 
     @contextmanager
@@ -282,6 +330,45 @@ class State:
             self._connection.execute("DELETE FROM neighbours")
             self._connection.executemany("INSERT INTO neighbours VALUES (?, ?)", sorted(pairs))
 
+    def put_health(self, changes: Mapping[HealthKey, Health]) -> None:
+        """Notes the health of some backends; what is active and well needs no row."""
+        with self._explained("written"):
+            self._connection.executemany(
+                "DELETE FROM health WHERE service = ? AND port = ? AND protocol = ? AND address = ? AND number = ?",
+                [_health_row(key) for key, health in changes.items() if health == ACTIVE],
+            )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO health VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(*_health_row(key), *health) for key, health in changes.items() if health != ACTIVE],
+            )
+
+    def put_lives(self, lives: Lives, services: Iterable[str]) -> None:
+        """Notes exactly these lives of some services."""
+        boot = boot_id()
+        concerned = [(service,) for service in services]
+        with self._explained("written"):
+            self._connection.executemany("DELETE FROM health WHERE service = ?", concerned)
+            self._connection.executemany("DELETE FROM leaving WHERE service = ?", concerned)
+            self._connection.executemany(
+                "INSERT INTO health VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (*_health_row(key), *health)
+                    for (service,) in concerned
+                    for key, health in lives.health.get(service, {}).items()
+                ],
+            )
+            self._connection.executemany(
+                "INSERT INTO leaving VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(service, str(key.pool), str(key.address), key.number),
+                        *(item.target.weight, item.target.name, item.deadline, item.removed, boot),
+                    )
+                    for (service,) in concerned
+                    for key, item in lives.leaving.get(service, {}).items()
+                ],
+            )
+
     @contextmanager
     def _explained(self, deed: str) -> Iterator[None]:
         try:
@@ -337,6 +424,10 @@ def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _health_row(key: HealthKey) -> tuple[str, str, str, str, int]:
+    return key.service, key.port, key.protocol, str(key.address), key.number
 
 
 def _reason(error: Exception) -> str:
