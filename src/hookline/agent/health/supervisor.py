@@ -125,7 +125,8 @@ class _Watch:
         """Which lane its next check takes."""
         if self.how is not None and self.how.type == "command":
             return "command"
-        return "slow" if self.last is not None and self.last.reason == "timeout" else "usual"
+        hangs = self.last.reason == "timeout" if self.last is not None else self.state == "down"
+        return "slow" if hangs else "usual"
 
 
 class HealthSupervisor:
