@@ -1,4 +1,7 @@
-"""From documents to pools: which backends stand behind which addresses and ports."""
+"""From documents to pools: which backends stand behind which addresses and ports, and where they are.
+
+Policies of services are in test_service_policies.py.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import pytest
 
 from hookline import model, net
 from hookline.control._errors import Conflict
+from hookline.control.compiling import compile_service
+from hookline.control.inventory import Inventory
 from hookline.control.placement import BACKEND_ACTIVE, BACKEND_DSR, BACKEND_LOCAL, Placements, packed
-from hookline.control.pools import Frontend, Inventory, Pool, compile_service, refuse_duplicates
+from hookline.control.pools import Frontend, Pool
 from hookline.model import Resource, Service, VirtualService, parse
 from tests.pool_sets import make_pool
 
@@ -141,7 +146,12 @@ def test_selectors_take_the_pods_of_the_namespace() -> None:
         _pod("going", "10.244.0.7", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}),
         _pod("addressless"),
     )
-    assert _targets(pool) == [("10.244.0.1", 8080, 7, "default/a"), ("10.244.0.2", 8080, 7, "default/b")]
+    assert _targets(pool) == [
+        ("10.244.0.1", 8080, 7, "default/a"),
+        ("10.244.0.2", 8080, 7, "default/b"),
+        ("10.244.0.7", 8080, 7, "default/going"),
+    ]
+    assert [target.state for target in pool.targets] == ["active", "active", "draining"]
 
 
 def test_named_target_ports_are_each_pods_own() -> None:
@@ -255,9 +265,10 @@ def test_a_service_with_slices() -> None:
     )
     assert _targets(four) == [
         ("10.244.0.1", 8080, 100, "default/a"),
-        ("10.244.0.2", 8080, 0, "10.244.0.2"),
+        ("10.244.0.2", 8080, 100, "10.244.0.2"),
         ("10.244.0.3", 8080, 100, "10.244.0.3"),
     ]
+    assert [target.state for target in four.targets] == ["active", "down", "active"]
     assert [str(frontend) for frontend in four.frontends] == ["10.96.0.10:80/tcp", "198.51.100.1:80/tcp"]
     assert [target[0] for target in _targets(six)] == ["fd00:1::1"]
     assert (four.forwarding, four.algorithm) == ("nat", "maglev")
@@ -297,14 +308,6 @@ def test_a_pools_key_is_its_own_and_stays() -> None:
     others = [make_pool("b", "http"), make_pool("a", "https"), make_pool("a", protocol="UDP")]
     six = make_pool("a", addresses=["2001:db8::1"], targets={})
     assert len({first.key, six.key, *(pool.key for pool in others)}) == 5
-
-
-def test_two_services_that_want_the_same() -> None:
-    refuse_duplicates([make_pool("a"), make_pool("b", number=81), make_pool("c", protocol="UDP")])
-    refuse_duplicates([make_pool("a"), make_pool("a")])
-    with pytest.raises(Conflict, match=r"192\.0\.2\.1:80/tcp is wanted twice") as error:
-        refuse_duplicates([make_pool("a"), make_pool("b")])
-    assert "a and b both have it" in str(error.value)
 
 
 def test_frontends_as_text() -> None:

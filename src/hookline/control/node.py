@@ -20,15 +20,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from hookline import bpf, net
+from hookline import bpf, model, net
 from hookline.bpf import features
 from hookline.control._errors import Conflict, ControlError, NotThere
+from hookline.control.catalogue import Catalogue
 from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
 from hookline.control.health import Health, HealthKey
+from hookline.control.inventory import Here
 from hookline.control.lives import Lives, boottime
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
-from hookline.control.pools import Inventory, Pool, Target, compile_service, refuse_duplicates
+from hookline.control.pools import Pool, Target
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
 from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
 from hookline.datapath.loadbalancer import maglev
@@ -44,7 +46,7 @@ from hookline.datapath.loadbalancer.balancer import (
     refuse_occupied,
     totals,
 )
-from hookline.model import EndpointSlice, ExternalHost, NodeConfig, Pod, Resource, Service, VirtualService
+from hookline.model import NodeConfig, Resource
 from hookline.model.names import NodeName
 from hookline.sources import files
 
@@ -53,8 +55,8 @@ PathLike = str | os.PathLike[str]
 OWNERS = frozenset({"lab"})
 """Sources that alone may change their objects; every other source is a file's path."""
 
-INVENTORY_KINDS = tuple(f"{kind.kind}/" for kind in (Pod, EndpointSlice, ExternalHost))
-"""What the references of objects that services refer to begin with."""
+# Addresses of nobody (RFC 5737, RFC 3849), to ask for the way to the world.
+FAR_AWAY: tuple[Address, ...] = (IPv4Address("198.51.100.1"), IPv6Address("2001:db8:ffff::1"))
 
 NO_CONNECT_TIME = "pods of this node and the node itself do not reach services"
 
@@ -172,7 +174,7 @@ class Node:
         self._stored: dict[str, Stored] = {}
         self.watched = False
         # What the documents say, what is known of backends beyond them, and what comes of both: the tables' pools.
-        self._documents: dict[str, tuple[Pool, ...]] = {}
+        self._catalogue = Catalogue()
         self._lives = Lives()
         self._pools: dict[str, tuple[Pool, ...]] = {}
         self._hops: dict[int, frozenset[tuple[str, str]]] = {}
@@ -336,7 +338,7 @@ class Node:
     def documents(self) -> Mapping[str, tuple[Pool, ...]]:
         """The pools of every service as the documents have them; the same objects as long as they stay as they are."""
         self._refresh()
-        return self._documents
+        return self._catalogue.pools
 
     @property
     def health(self) -> dict[HealthKey, Health]:
@@ -345,7 +347,7 @@ class Node:
         return {key: health for mine in self._lives.health.values() for key, health in mine.items()}
 
     def _pools_of(self, key: HealthKey) -> Iterator[Pool]:
-        for pool in self._documents.get(key.service, ()):
+        for pool in self._catalogue.pools.get(key.service, ()):
             if (pool.port, pool.protocol, pool.version) == (
                 key.port,
                 key.protocol,
@@ -354,7 +356,7 @@ class Node:
                 yield pool
 
     def _living(self, service: str, now: float) -> tuple[Pool, ...]:
-        return self._lives.living(service, self._documents.get(service, ()), now)
+        return self._lives.living(service, self._catalogue.pools.get(service, ()), now)
 
     def _follow_lives(
         self, lives: Lives, services: set[str], health: Mapping[HealthKey, Health] | None = None
@@ -461,7 +463,8 @@ class Node:
                     if placements.place(target.address, "dsr").how == "dsr"
                 }
                 for frontend in pool.frontends:
-                    found.setdefault(frontend.address, set()).update(direct)
+                    if frontend.scope == "any":
+                        found.setdefault(frontend.address, set()).update(direct)
             return {address: frozenset(backends) for address, backends in found.items()}
 
     # -- drafting
@@ -495,18 +498,19 @@ class Node:
         drop = self._dropped(loaded, prune=prune, delete=delete, owner=owner)
         plan.resources.extend(ResourceChange("remove", reference) for reference in drop)
 
-        touched = {name for name, (resource, _) in put.items() if self._differs(resource)} | set(drop)
         wanted = self._wanted(put, drop)
-        documents = self._compiled(wanted, touched)
-        pools, lives, lived = self._lived(documents, lived)
-        refuse_duplicates(pool for group in pools.values() for pool in group)
+        come = [resource for resource, _ in put.values() if self._differs(resource)]
+        gone = [*(resource.reference for resource in come), *drop]
+        catalogue = self._catalogue.changed(
+            (self._stored[name].resource for name in gone if name in self._stored), come
+        )
+        pools, lives, lived = self._lived(catalogue.pools, lived)
         if self._before_change is not None and pools is not self._pools:
-            every = (pool for group in pools.values() for pool in group)
-            self._before_change(self, frozenset(f.address for pool in every for f in pool.frontends))
+            self._before_change(self, frozenset(_addresses(pools)))
         config = self._config(wanted)
         draft = Draft(plan, put, drop, TableChange(), config, cause)
         self._draft_kernel(draft, pools)
-        draft.documents, draft.pools, draft.lives, draft.lived = documents, pools, lives, lived
+        draft.catalogue, draft.pools, draft.lives, draft.lived = catalogue, pools, lives, lived
         return draft
 
     def _draft_rollback(self, to: int | None) -> Draft:
@@ -552,11 +556,11 @@ class Node:
     ) -> tuple[dict[str, tuple[Pool, ...]], Lives, set[str]]:
         """The pools that backends' lives make of the documents', the lives, and the services whose lives or documents changed."""
         now = boottime()
-        lives, concerned = self._lives.followed(self._documents, documents, now, watched=self.watched)
+        lives, concerned = self._lives.followed(self._catalogue.pools, documents, now, watched=self.watched)
         if over := lives.past(now):
             lives = lives.expired(now)
         concerned |= over | again
-        if not concerned and documents is self._documents:
+        if not concerned and documents is self._catalogue.pools:
             return self._pools, lives, concerned
         pools = {
             name: lives.living(name, plain, now)
@@ -619,27 +623,30 @@ class Node:
             del wanted[reference]
         return wanted
 
-    def _compiled(self, wanted: Mapping[str, Resource], touched: set[str]) -> dict[str, tuple[Pool, ...]]:
-        """The documents' pools of every service; those of services that nothing touched are taken over."""
-        services = {
-            name: resource
-            for name, resource in wanted.items()
-            if isinstance(resource, VirtualService | Service)
-        }
-        all_again = any(name.startswith(INVENTORY_KINDS) for name in touched)
-        if not all_again and not any(name in services or name in self._documents for name in touched):
-            return self._documents
-        inventory = Inventory.of(wanted.values())
-        return {
-            name: compile_service(service, inventory)
-            if all_again or name in touched or name not in self._documents
-            else self._documents[name]
-            for name, service in services.items()
-        }
+    def _names(self) -> frozenset[str]:
+        """What documents call this node: a lab's by its name, the host ``host`` or as the machine is called."""
+        return frozenset((self.name.node, *((socket.gethostname(),) if self.name.lab is None else ())))
+
+    def _here(self) -> Here:
+        """This node as services see it. Without a ``v1/Node`` its addresses are those that it uses towards the world."""
+        names = self._names()
+        known = any(
+            isinstance(item.resource, model.Node) and item.resource.metadata.name in names
+            for item in self._stored.values()
+        )
+        addresses: list[Address] = []
+        for far in () if known else FAR_AWAY:
+            try:
+                route = net.route_to(far)
+            except net.NetworkError:
+                continue
+            if route.kind == "unicast" and route.source is not None:
+                addresses.append(route.source)
+        return Here(names, tuple(addresses), has_loopback=self.name.lab is None)
 
     def _config(self, wanted: Mapping[str, Resource] | None = None) -> NodeConfig | None:
         """The node's own NodeConfig; the host's is called ``host`` or as the machine is."""
-        names = {self.name.node} | ({socket.gethostname()} if self.name.lab is None else set())
+        names = self._names()
         found: Iterable[Resource] = (
             wanted.values() if wanted is not None else (item.resource for item in self._stored.values())
         )
@@ -834,7 +841,7 @@ class Node:
             self._stored[reference] = Stored(resource, source)
         for reference in draft.drop:
             del self._stored[reference]
-        self._documents, self._lives, self._pools = draft.documents, draft.lives, draft.pools
+        self._catalogue, self._lives, self._pools = draft.catalogue, draft.lives, draft.pools
         self._hops = draft.hops
         if self._on_change is not None:
             self._on_change(self)
@@ -1046,12 +1053,11 @@ class Node:
             state.close()
             self._state = None
             raise
-        self._documents, self._pools = {}, {}
+        self._catalogue, self._pools = Catalogue(), {}
         self._hops = {}
-        wanted = {name: item.resource for name, item in self._stored.items()}
-        self._documents = self._compiled(wanted, set(wanted))
+        self._catalogue = Catalogue.of((item.resource for item in self._stored.values()), self._here())
         now = boottime()
-        self._pools = {name: self._living(name, now) for name in self._documents}
+        self._pools = {name: self._living(name, now) for name in self._catalogue.pools}
 
     def _forget_kernel(self) -> None:
         if self._kernel is not None:
@@ -1203,6 +1209,15 @@ def _summary(change: PoolChange, pool: Pool, moved: float | None, connections: i
         moved,
         connections,
     )
+
+
+def _addresses(pools: Mapping[str, tuple[Pool, ...]]) -> Iterator[Address]:
+    """The addresses that the network must bring to this node."""
+    for group in pools.values():
+        for pool in group:
+            for frontend in pool.frontends:
+                if frontend.scope == "any":
+                    yield frontend.address
 
 
 def _host(target: Target) -> str:

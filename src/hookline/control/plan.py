@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hookline.control.catalogue import Catalogue
 from hookline.control.lives import Lives
 from hookline.control.pools import Pool
 from hookline.control.tables import TableChange
@@ -132,8 +133,8 @@ class Draft:
     change: TableChange
     config: NodeConfig | None
     cause: str = ""
-    documents: dict[str, tuple[Pool, ...]] = field(default_factory=dict)
     pools: dict[str, tuple[Pool, ...]] = field(default_factory=dict)
+    catalogue: Catalogue = field(default_factory=Catalogue)
     lives: Lives = field(default_factory=Lives)
     lived: set[str] = field(default_factory=set)
     hops: dict[int, frozenset[tuple[str, str]]] = field(default_factory=dict)

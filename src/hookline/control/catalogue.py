@@ -1,0 +1,155 @@
+"""Every service's pools as the documents have them, kept so that a small change costs what that change costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self
+
+from hookline.control._errors import Conflict
+from hookline.control.compiling import compile_redirect, compile_service
+from hookline.control.inventory import Address, Here, Inventory
+from hookline.control.pools import Frontend, Pool
+from hookline.model import (
+    EndpointSlice,
+    ExternalHost,
+    LocalRedirectPolicy,
+    Node,
+    Pod,
+    Resource,
+    Service,
+    ServicePolicy,
+    VirtualService,
+)
+
+Pools = dict[str, tuple[Pool, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The pools of every service and redirect, and who has which frontend. Never changed: `changed` gives the next."""
+
+    inventory: Inventory = field(default_factory=Inventory)
+    pools: Pools = field(default_factory=dict)
+    owners: dict[Frontend, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, resources: Iterable[Resource], here: Here) -> Catalogue:
+        """Compiles everything.
+
+        Raises:
+            Conflict: Two services want the same address, port and protocol; or one cannot be as it asks.
+        """
+        return cls(Inventory(here)).changed((), tuple(resources))
+
+    def changed(self, gone: Iterable[Resource], come: Iterable[Resource]) -> Self:
+        """What follows when some objects go (the former forms of changed ones among them) and others come.
+
+        Only what these touch is compiled again; the pools of all others are the same objects as before.
+
+        Raises:
+            Conflict: As for `of`.
+        """
+        gone, come = tuple(gone), tuple(come)
+        inventory = self.inventory.changed(gone, come)
+        affected = self._affected(inventory, gone, come)
+        if not affected:
+            return self if inventory is self.inventory else type(self)(inventory, self.pools, self.owners)
+        pools, owners = dict(self.pools), dict(self.owners)
+        for reference in affected:
+            for pool in pools.get(reference, ()):
+                for frontend in pool.frontends:
+                    if owners.get(frontend) == reference:
+                        del owners[frontend]
+        for reference in affected:
+            made = _compile(reference, inventory)
+            if made is None:
+                pools.pop(reference, None)
+                continue
+            # What says the same is the same object, so that nobody looks at it again.
+            pools[reference] = made if made != pools.get(reference) else pools[reference]
+            for pool in made:
+                for frontend in pool.frontends:
+                    first = owners.setdefault(frontend, reference)
+                    if first != reference:
+                        raise Conflict(
+                            f"{frontend} is wanted twice",
+                            why=f"{first} and {reference} both have it",
+                            remedy="give one of them another address or port",
+                        )
+        return type(self)(inventory, pools, owners)
+
+    def _affected(
+        self, inventory: Inventory, gone: tuple[Resource, ...], come: tuple[Resource, ...]
+    ) -> tuple[str, ...]:
+        """References of the services and redirects to compile again, in the order of their documents."""
+        found: dict[str, None] = {}
+        pods: list[Pod] = []
+        for resource in (*gone, *come):
+            match resource:
+                case Service() | VirtualService() | LocalRedirectPolicy():
+                    found[resource.reference] = None
+                case EndpointSlice() | ServicePolicy():
+                    reference = resource.service_reference
+                    if reference is not None and reference in inventory.services:
+                        found[reference] = None
+                case Pod():
+                    pods.append(resource)
+                case Node():
+                    return (*inventory.services, *inventory.redirects)
+        found.update(dict.fromkeys(self._selecting(inventory, pods)))
+        found.update(dict.fromkeys(self._naming(inventory, (*gone, *come))))
+        found.update(
+            (reference, None)
+            for reference, policy in inventory.redirects.items()
+            if policy.service_reference in found
+            or any(pod.metadata.namespace == policy.metadata.namespace for pod in pods)
+        )
+        return tuple(found)
+
+    @staticmethod
+    def _selecting(inventory: Inventory, pods: list[Pod]) -> Iterable[str]:
+        """Services that select one of the pods."""
+        if not pods:
+            return
+        namespaces = {pod.metadata.namespace for pod in pods}
+        for reference, service in inventory.services.items():
+            if service.metadata.namespace not in namespaces:
+                continue
+            selectors = (
+                [backend.selector for backend in service.spec.backends if backend.selector]
+                if isinstance(service, VirtualService)
+                else [service.spec.selector]
+                if service.spec.selector and reference not in inventory.slices
+                else []
+            )
+            if any(
+                pod.metadata.namespace == service.metadata.namespace and pod.matches(selector)
+                for selector in selectors
+                for pod in pods
+            ):
+                yield reference
+
+    def _naming(self, inventory: Inventory, touched: tuple[Resource, ...]) -> Iterable[str]:
+        """Services with a backend whose address is somebody else's now."""
+        addresses: set[Address] = {
+            address
+            for resource in touched
+            if isinstance(resource, Pod | ExternalHost)
+            for address in resource.addresses
+            if self.inventory.names.get(address) != inventory.names.get(address)
+        }
+        if not addresses:
+            return
+        for reference, pools in self.pools.items():
+            if any(target.address in addresses for pool in pools for target in pool.targets):
+                yield reference
+
+
+def _compile(reference: str, inventory: Inventory) -> tuple[Pool, ...] | None:
+    """The pools of a service or redirect; None where it is there no longer."""
+    service = inventory.services.get(reference)
+    if service is not None:
+        return compile_service(service, inventory)
+    policy = inventory.redirects.get(reference)
+    return compile_redirect(policy, inventory) if policy is not None else None
