@@ -201,13 +201,13 @@ def test_what_is_refused_leaves_nothing_behind_after_the_next_change(
     node.apply(write(service("a")))
     used = usage(node)
     original = LoadBalancer.build_table
+
+    def errs(self: LoadBalancer, first: int, size: int, rows: Any, plan: Any) -> None:
+        original(self, first, size, *quotas(rows, plan))
+
     for _ in range(3):
         with monkeypatch.context() as patched:
-            patched.setattr(
-                LoadBalancer,
-                "build_table",
-                lambda self, *given: original(self, *given[:2], *quotas(*given[2:])),
-            )
+            patched.setattr(LoadBalancer, "build_table", errs)
             with pytest.raises(TableRefused):
                 node.apply(write(service("b", "c", "d")))
     node.apply(write(service("a")))
