@@ -351,7 +351,7 @@ def test_a_dry_run_counts_the_connections_that_are_concerned(node: Place) -> Non
         for one in sockets:
             one.close()
     (pool,) = plan["services"]
-    assert pool["open_connections_on_removed"] == connections[addresses[0]]
+    assert pool["open_connections_stay"] == connections[addresses[0]]
     assert pool["backends_removed"] == 1
     assert 0.25 <= pool["new_connections_moved"] <= 0.27
 

@@ -19,7 +19,7 @@ from hookline.cli._options import (
 
 if TYPE_CHECKING:
     from hookline.api import Node
-    from hookline.control import Applied, Plan
+    from hookline.control import Applied, Moves, Plan
     from hookline.model import Resource
 
 Output = Literal["table", "json", "yaml"]
@@ -408,8 +408,22 @@ def _print_warnings(plan: Plan) -> None:
         print(f"note: {warning}", file=sys.stderr)
 
 
+def _move_cells(moves: Moves | None) -> tuple[str, ...]:
+    from hookline.cli._output import share
+
+    if moves is None:
+        return ("",) * 5
+    return (
+        f"{moves.slots} of {moves.size}" if moves.size else "",
+        share(moves.share) if moves.size else "",
+        str(moves.stay),
+        str(moves.move),
+        str(moves.end),
+    )
+
+
 def _print_plan(node: Node, plan: Plan) -> None:
-    from hookline.cli._output import count, print_table, share
+    from hookline.cli._output import count, print_table
 
     if not plan.changes:
         print(f"plan for node {node.name}: nothing would change")
@@ -421,7 +435,19 @@ def _print_plan(node: Node, plan: Plan) -> None:
     if plan.pools:
         print("\nservices")
         print_table(
-            ("", "SERVICE", "PORT", "FAMILY", "ADDED", "REMOVED", "NEW CONNECTIONS MOVED", "OPEN ON REMOVED"),
+            (
+                "",
+                "SERVICE",
+                "PORT",
+                "FAMILY",
+                "ADDED",
+                "REMOVED",
+                "SLOTS MOVED",
+                "NEW CONNECTIONS MOVED",
+                "OPEN: STAY",
+                "MOVE",
+                "END",
+            ),
             [
                 (
                     MARKS[pool.action],
@@ -430,8 +456,7 @@ def _print_plan(node: Node, plan: Plan) -> None:
                     pool.family,
                     count(len(pool.added), "backend") if pool.added else "",
                     count(pool.removed, "backend") if pool.removed else "",
-                    share(pool.moved) if pool.moved is not None else "",
-                    str(pool.open_connections or 0),
+                    *_move_cells(pool.moves),
                 )
                 for pool in plan.pools
             ],

@@ -7,6 +7,7 @@ objects of users' own.
 
 from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError, TableRefused
 from hookline.control.drift import Repair, Repaired
+from hookline.control.moves import Moves
 from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolStatus, load
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
@@ -22,6 +23,7 @@ __all__ = [
     "DoesNotFit",
     "Frontend",
     "Generation",
+    "Moves",
     "Node",
     "NotThere",
     "Placement",

@@ -28,12 +28,12 @@ from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, lin
 from hookline.control.health import Health, HealthKey
 from hookline.control.inventory import Here
 from hookline.control.lives import Lives, boottime
+from hookline.control.moves import FLOW_KEY_BYTES, Moves, Reckoning
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Pool, Target
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
 from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
-from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
     LoadBalancer,
@@ -786,22 +786,33 @@ class Node:
             _require_forwarding(forwarded)
 
     def _work_out_moves(self, draft: Draft) -> None:
-        """Fills in, for a dry run, how many new connections would go elsewhere and how many open ones are concerned."""
+        """Fills in, for a dry run, what moves: slots of tables, and connections that are open."""
+        if draft.plan.detaches:
+            self._work_out_end(draft)
+            return
         if self._kernel is None:
             return
-        tables = self._kernel.tables
-        gone = any(change.gone_rows for change in draft.change.pools)
-        counts = self._kernel.balancer.open_connections() if gone else {}
-        draft.plan.pools = [
-            self._summary(change, _moved(change, tables), sum(counts.get(row, 0) for row in change.gone_rows))
-            for change in draft.change.pools
-        ]
+        balancer, tables = self._kernel.balancer, self._kernel.tables
+        reckoning = Reckoning(draft.change, tables, balancer.open_connections())
+        changes = [*draft.change.pools, *_shrinking(draft, tables)]
+        draft.plan.pools = [self._summary(change, reckoning.moves(change)) for change in changes]
 
-    def _summary(
-        self, change: PoolChange, moved: float | None = None, connections: int | None = None
-    ) -> PoolSummary:
+    def _work_out_end(self, draft: Draft) -> None:
+        """The same where everything goes: no tables are left to compare."""
+        balancer = LoadBalancer.pinned(self.name.pins)
+        if balancer is None:
+            return
+        with balancer:
+            counts = balancer.open_connections()
+        for pool in (pool for group in self._pools.values() for pool in group):
+            keys = {frontend_key(frontend)[:FLOW_KEY_BYTES] for frontend in pool.frontends}
+            ended = sum(number for (flow, _), number in counts.items() if flow in keys)
+            summary = self._summary(PoolChange(pool.key, None), Moves(end=ended))
+            draft.plan.pools.append(replace(summary, removed=len(pool.targets)))
+
+    def _summary(self, change: PoolChange, moves: Moves | None = None) -> PoolSummary:
         if change.pool is not None:
-            return _summary(change, change.pool, moved, connections)
+            return _summary(change, change.pool, moves)
         before = (pool for group in self._pools.values() for pool in group if pool.key == change.key)
         gone = next(before, None)
         return PoolSummary(
@@ -813,8 +824,7 @@ class Node:
             (),
             len(change.gone_rows),
             0,
-            None,
-            connections,
+            moves,
         )
 
     # -- carrying out
@@ -1195,7 +1205,16 @@ def _forwarding_off(versions: set[int]) -> list[str]:
     ]
 
 
-def _summary(change: PoolChange, pool: Pool, moved: float | None, connections: int | None) -> PoolSummary:
+def _shrinking(draft: Draft, tables: Tables) -> list[PoolChange]:
+    """The pools that lose addresses or ports and nothing else: their tables and rows stay as they are."""
+    changing = {change.key for change in draft.change.pools}
+    losing = {tables.services[key].pool for key in draft.change.removed} - changing - {0}
+    return [
+        PoolChange(pool.key, pool) for group in draft.pools.values() for pool in group if pool.key in losing
+    ]
+
+
+def _summary(change: PoolChange, pool: Pool, moves: Moves | None) -> PoolSummary:
     fresh = len(change.new_frontends) == len(pool.frontends)
     return PoolSummary(
         "create" if fresh else "change",
@@ -1206,8 +1225,7 @@ def _summary(change: PoolChange, pool: Pool, moved: float | None, connections: i
         tuple(f"{_host(item.target)} ({item.placement.how})" for item in change.new),
         len(change.gone_rows),
         change.pages,
-        moved,
-        connections,
+        moves,
     )
 
 
@@ -1223,34 +1241,6 @@ def _addresses(pools: Mapping[str, tuple[Pool, ...]]) -> Iterator[Address]:
 def _host(target: Target) -> str:
     host = f"[{target.address}]" if target.address.version == 6 else str(target.address)
     return f"{host}:{target.port}"
-
-
-def _moved(change: PoolChange, tables: Tables) -> float | None:
-    """Share of slots that change hands; None where there was no table or its size changes."""
-    pool = change.pool
-    if pool is None or not change.rebuild or pool.algorithm == "modulo":
-        return None
-    old = tables.table(pool.frontends[0])
-    if len(old) != pool.table_size:
-        return None
-    active = [
-        item for item in change.placed if item.target.effective_weight and item.placement.how != "unreachable"
-    ]
-    rows = tables.pool_rows(pool)
-    # Backends without a row yet get numbers that no row has.
-    numbers = np.array(
-        [
-            rows.get((packed(item.target.address), item.target.port), (1 << 31) + index)
-            for index, item in enumerate(active)
-        ],
-        np.uint32,
-    )
-    slots = maglev.build(
-        [item.target.identity for item in active],
-        [item.target.effective_weight for item in active],
-        len(old),
-    )
-    return float(np.mean(numbers[slots] != old))
 
 
 def _usage(kernel: _Kernel, change: TableChange) -> dict[str, Usage]:

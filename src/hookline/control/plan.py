@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from hookline.control.catalogue import Catalogue
 from hookline.control.lives import Lives
+from hookline.control.moves import Moves
 from hookline.control.pools import Pool
 from hookline.control.tables import TableChange
 from hookline.model import NodeConfig, Resource
@@ -29,10 +30,9 @@ class PoolSummary:
     Attributes:
         added: Backends that get a row, as ``address:port (placement)``.
         removed: How many backends go.
-        moved: Share of the table's slots, 0 to 1, whose new connections go to another backend than before; None where
-            it was not worked out (only a dry run does).
-        open_connections: Connections in the table that are with backends that go; None as above.
         pages: Pages of the new table.
+        moves: Slots and open connections that move, stay with a backend that goes, or end; None where it was not worked out
+            (only a dry run does).
     """
 
     action: Action
@@ -43,8 +43,7 @@ class PoolSummary:
     added: tuple[str, ...]
     removed: int
     pages: int
-    moved: float | None = None
-    open_connections: int | None = None
+    moves: Moves | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,12 @@ class Plan:
                     "backends_added": list(item.added),
                     "backends_removed": item.removed,
                     "table_pages": item.pages,
-                    "new_connections_moved": item.moved,
-                    "open_connections_on_removed": item.open_connections,
+                    "slots_moved": item.moves.slots if item.moves else None,
+                    "slots": item.moves.size if item.moves else None,
+                    "new_connections_moved": item.moves.share if item.moves else None,
+                    "open_connections_stay": item.moves.stay if item.moves else None,
+                    "open_connections_move": item.moves.move if item.moves else None,
+                    "open_connections_end": item.moves.end if item.moves else None,
                 }
                 for item in self.pools
             ],

@@ -225,7 +225,11 @@ class Tables:
     def table(self, frontend: Frontend) -> NDArray[np.uint32]:
         """A copy of a frontend's table, row of `backends` by slot, shape (size,); empty where it has none."""
         row = self.services.get(frontend_key(frontend))
-        if row is None or not row.table_size:
+        return np.empty(0, np.uint32) if row is None else self.slots(row)
+
+    def slots(self, row: ServiceRow) -> NDArray[np.uint32]:
+        """A copy of the table that a service's row points to, shape (size,); empty where it has none."""
+        if not row.table_size:
             return np.empty(0, np.uint32)
         count = pages_for(row.table_size)
         slots = self._balancer.pages[row.table_page : row.table_page + count]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,6 +70,8 @@ SOCKET_PROGRAMS = tuple(
     f"{hook}{version}" for hook in ("recvmsg", "getpeername", "sendmsg", "connect") for version in (4, 6)
 )
 PAGE_SLOTS = 1024
+# As in maps.h: a connection that was silent for longer is over.
+TCP_IDLE_NS, UDP_IDLE_NS = 28_800_000_000_000, 120_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,23 +457,37 @@ class LoadBalancer:
 
     # -- counters
 
-    def open_connections(self) -> dict[int, int]:
-        """Connections by row of `backends`: those in the table that were not seen to end, each once."""
+    def open_connections(self) -> dict[tuple[bytes, int], int]:
+        """Connections of XDP that were not seen to end and are not idle for so long that they are over, each once.
+
+        Returns:
+            Their number by what they were made to (address, port, protocol: 19 octets as in the keys of ``services``) and
+            row of ``backends``; row 0: the backend's row has another owner by now.
+        """
         table = self.maps["connections"]
         btf = table.definition.btf()
         kinds = btf.enums()["connection_kind"] if btf else {}
         closing = btf.enums()["connection_flags"]["CONNECTION_CLOSING"] if btf else 0
-        _, values = table.read()
+        keys, values = table.read()
         # A translated connection has a second row for its replies; a backend's row may have had another owner.
         forward = [kinds[name] for name in ("CONNECTION_NAT", "CONNECTION_DSR", "CONNECTION_LOCAL")]
+        idle = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - values["last_seen_ns"].astype(np.int64)
+        limits = np.where(keys["protocol"] == socket.IPPROTO_TCP, TCP_IDLE_NS, UDP_IDLE_NS)
+        chosen = np.isin(values["kind"], forward) & (values["flags"] & closing == 0) & (idle <= limits)
+        keys, values = keys[chosen], values[chosen]
         _, backends = self.maps["backends"].read()
-        counted = values[
-            np.isin(values["kind"], forward)
-            & (values["flags"] & closing == 0)
-            & (values["generation"] == backends["generation"][values["backend"]])
-        ]
-        rows, numbers = np.unique(counted["backend"], return_counts=True)
-        return dict(zip(rows.tolist(), numbers.tolist(), strict=True))
+        current = values["generation"] == backends["generation"][values["backend"]]
+        raw = np.empty((len(keys), 23), np.uint8)
+        raw[:, :16] = np.ascontiguousarray(keys["destination"]).view(np.uint8).reshape(len(keys), 16)
+        raw[:, 16:18] = np.ascontiguousarray(keys["destination_port"]).view(np.uint8).reshape(len(keys), 2)
+        raw[:, 18] = keys["protocol"]
+        rows = np.where(current, values["backend"], 0).astype("<u4")
+        raw[:, 19:] = rows.view(np.uint8).reshape(len(keys), 4)
+        every, numbers = np.unique(raw.view("V23").reshape(-1), return_counts=True)
+        return {
+            ((text := one.tobytes())[:19], int.from_bytes(text[19:], "little")): int(number)
+            for one, number in zip(every, numbers.tolist(), strict=True)
+        }
 
     def totals(self) -> Totals:
         """The node's counters."""
