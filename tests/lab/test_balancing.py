@@ -12,6 +12,7 @@ import pytest
 
 from hookline import api, bpf, lab, net
 from hookline.control import PoolStatus
+from hookline.errors import HooklineError
 from hookline.lab import Lab
 from hookline.model import Resource, VirtualService, parse
 from tests.lab.conftest import document, pod
@@ -404,6 +405,27 @@ def test_open_connections_outlive_another_range_of_nat_ports(place: Lab) -> None
         finally:
             node.delete([config.reference])
         assert [ask(connection) for connection in connections] == before
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_service_on_the_nodes_address_has_none_of_nats_ports(place: Lab, version: Literal[4, 6]) -> None:
+    own = str(place.member("node/node-1").address(version))
+    backends = [{"selector": {"app": "orders"}}]
+    inside, outside = (
+        service("edge", (own,), [{"port": port, "targetPort": 8080}], backends=backends)
+        for port in (20000, 30080)
+    )
+    with api.Node(place.first_node) as node:
+        with pytest.raises(HooklineError) as raised:
+            node.apply([inside])
+        assert "10240 to 29999" in raised.value.why
+        assert "spec.nat" in raised.value.remedy
+        assert not [one for one in node.resources(VirtualService) if one.metadata.name == "edge"]
+        node.apply([outside])
+        try:
+            assert len(answers(place, own, 30080, "tcp")) > 1
+        finally:
+            node.delete([outside.reference])
 
 
 def test_what_a_dry_run_says_of_a_program_that_was_detached(place: Lab) -> None:

@@ -326,7 +326,7 @@ def test_node_config() -> None:
     config = parse(without(CONFIG, "spec"))
     assert isinstance(config, model.NodeConfig)
     assert config.spec.interfaces == ()
-    assert (config.spec.nat.port_min, config.spec.nat.port_max) == (10240, 32767)
+    assert (config.spec.nat.port_min, config.spec.nat.port_max) == (10240, 29999)
     assert config.spec.maps.connections is None
 
 

@@ -14,8 +14,16 @@ from hookline import model, net
 from hookline.control._errors import Conflict
 from hookline.control.compiling import compile_service
 from hookline.control.inventory import Inventory
-from hookline.control.placement import BACKEND_ACTIVE, BACKEND_DSR, BACKEND_LOCAL, Placements, packed
+from hookline.control.placement import (
+    BACKEND_ACTIVE,
+    BACKEND_DSR,
+    BACKEND_LOCAL,
+    Placements,
+    packed,
+    refuse_nat_ports,
+)
 from hookline.control.pools import Frontend, Pool
+from hookline.datapath.loadbalancer.balancer import Tunables
 from hookline.model import Resource, Service, VirtualService, parse
 from tests.pool_sets import make_pool
 
@@ -351,6 +359,28 @@ def test_placement(address: str, forwarding: Any, how: str, flags: int) -> None:
     hop = {"10.244.0.3": "10.244.0.3", "10.244.0.4": "10.0.0.254", "10.244.0.6": "10.244.0.6"}.get(address)
     assert placement.next_hop == ((hop, "eth0") if hop and how != "unreachable" else None)
     assert bool(placement.note) == (how == "unreachable" or (forwarding == "dsr" and how == "nat"))
+
+
+@pytest.mark.parametrize(("address", "port"), [("10.0.0.1", 10240), ("10.0.0.1", 29999)])
+def test_a_service_on_the_nodes_address_has_none_of_nats_ports(address: str, port: int) -> None:
+    places = Placements(frozenset({"eth0"}), lambda wanted: {one: ROUTES[str(one)] for one in wanted})
+    pools = _compiled(_virtual_service(addresses=[address], ports=[{"port": port}]))
+    with pytest.raises(Conflict) as raised:
+        refuse_nat_ports(pools, places, Tunables())
+    assert f"{address}:{port}/tcp" in str(raised.value)
+    assert "10240 to 29999" in raised.value.why
+    assert "spec.nat" in raised.value.remedy
+    refuse_nat_ports(pools, places, Tunables(nat_port_min=40000, nat_port_max=50000))
+
+
+@pytest.mark.parametrize(
+    ("address", "port"), [("10.0.0.1", 30000), ("10.0.0.1", 10239), ("10.244.0.3", 20000)]
+)
+def test_other_ports_and_addresses_are_free(address: str, port: int) -> None:
+    places = Placements(frozenset({"eth0"}), lambda wanted: {one: ROUTES[str(one)] for one in wanted})
+    refuse_nat_ports(
+        _compiled(_virtual_service(addresses=[address], ports=[{"port": port}])), places, Tunables()
+    )
 
 
 def test_routes_are_asked_once() -> None:

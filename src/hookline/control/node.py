@@ -29,7 +29,7 @@ from hookline.control.health import Health, HealthKey
 from hookline.control.inventory import Here
 from hookline.control.lives import Lives, boottime
 from hookline.control.moves import FLOW_KEY_BYTES, Moves, Reckoning
-from hookline.control.placement import Placement, Placements, packed
+from hookline.control.placement import Placement, Placements, packed, refuse_nat_ports
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Pool, Target
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
@@ -741,6 +741,8 @@ class Node:
             changed = {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
             only = frozenset(key for key in changed if before.get(key) != after.get(key))
             considered = [after[key] for key in only if key in after]
+        if not self._repairing:
+            refuse_nat_ports(considered, placements, kernel.balancer.tunables)
         if not in_step:
             names = [name for name, _ in plan.uplinks]
             cgroup, why = self._cgroup(draft.config)

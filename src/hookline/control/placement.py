@@ -12,6 +12,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from hookline import net
+from hookline.control._errors import Conflict
+from hookline.control.pools import Pool
+from hookline.datapath.loadbalancer.balancer import Tunables
 
 Address = IPv4Address | IPv6Address
 
@@ -105,3 +108,24 @@ class Placements:
             if forwarding == "dsr"
             else "",
         )
+
+
+def refuse_nat_ports(pools: Iterable[Pool], placements: Placements, tunables: Tunables) -> None:
+    """Checks that no service has one of the ports, on the node's own addresses, that nat gives to connections.
+
+    Raises:
+        Conflict: Naming the service.
+    """
+    low, high = tunables.nat_port_min, tunables.nat_port_max
+    for pool in pools:
+        for frontend in pool.frontends:
+            if (
+                frontend.scope == "any"
+                and low <= frontend.port <= high
+                and placements.is_own(frontend.address)
+            ):
+                raise Conflict(
+                    f"{pool.service} wants {frontend}",
+                    why=f"{frontend.address} is the node's own, whose ports {low} to {high} nat gives to connections",
+                    remedy="choose another port, or other ports for nat: spec.nat in the NodeConfig",
+                )

@@ -71,12 +71,12 @@ class Features(Own):
 class NatPorts(Own):
     """The source ports, both ends included, that ``nat`` gives to connections on the backends' side.
 
-    The default lies below Linux's own range for local connections, 32768 to 60999
-    (``net.ipv4.ip_local_port_range``).
+    The default lies below Kubernetes' node ports, 30000 to 32767, and Linux's own range for local connections, 32768 to 60999
+    (``net.ipv4.ip_local_port_range``). A service on one of the node's own addresses must have a port outside.
     """
 
     port_min: Annotated[int, Field(strict=True, ge=1024, le=65535)] = 10240
-    port_max: Annotated[int, Field(strict=True, ge=1024, le=65535)] = 32767
+    port_max: Annotated[int, Field(strict=True, ge=1024, le=65535)] = 29999
 
     @model_validator(mode="after")
     def _in_order(self) -> NatPorts:

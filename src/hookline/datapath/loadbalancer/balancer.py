@@ -85,7 +85,7 @@ class Tunables:
     """
 
     nat_port_min: int = 10240
-    nat_port_max: int = 32767
+    nat_port_max: int = 29999
     check_mtu: bool = True
     tx_by_redirect: bool = False
     connections: int | None = None

@@ -111,12 +111,11 @@ static __always_inline void count_backend(const struct connection *connection, _
 		metrics->connections++;
 }
 
-/* A packet for a service, its port known. */
+/* A packet for a service, its port known; `known` is the row of its flow, if there is one. */
 static __always_inline struct decision serve(struct xdp_md *ctx, const struct packet *packet,
-					     const struct service *service)
+					     const struct service *service, struct connection *known)
 {
 	struct service_metrics *metrics = bpf_map_lookup_elem(&service_metrics, &service->id);
-	struct connection *known = bpf_map_lookup_elem(&connections, &packet->flow);
 	struct connection fresh = {};
 	struct connection *connection = known;
 	bool opened = false;
@@ -201,20 +200,22 @@ static __always_inline struct decision balance_packet(struct xdp_md *ctx, struct
 	};
 	struct service *service = bpf_map_lookup_elem(&services, &key);
 
-	if (service)
-		return serve(ctx, packet, service);
-
 	__u16 port = bpf_ntohs(packet->flow.destination_port);
+	bool nat_port = (port >= nat_port_min && port <= nat_port_max) ||
+			(port >= earlier_port_min && port <= earlier_port_max);
 
-	if ((port >= nat_port_min && port <= nat_port_max) ||
-	    (port >= earlier_port_min && port <= earlier_port_max)) {
-		struct connection *connection = bpf_map_lookup_elem(&connections, &packet->flow);
+	if (service || nat_port) {
+		struct connection *known = bpf_map_lookup_elem(&connections, &packet->flow);
 
-		if (connection && connection->kind == CONNECTION_NAT_REPLY) {
-			touch(connection, packet);
-			count_backend(connection, packet->l3_length, false, true);
-			return forward(ctx, packet, connection);
+		/* Before the service: where a node port lies among nat's earlier ports, the whole flow tells
+		 * a reply from a client. */
+		if (nat_port && known && known->kind == CONNECTION_NAT_REPLY) {
+			touch(known, packet);
+			count_backend(known, packet->l3_length, false, true);
+			return forward(ctx, packet, known);
 		}
+		if (service)
+			return serve(ctx, packet, service, known);
 	}
 	return not_served(packet, parsed);
 }

@@ -8,8 +8,10 @@
 
 /* Set before load. */
 const volatile __u32 hash_seed = 0x686b6c6e; /* the same on every node, so that all choose alike */
-const volatile __u16 nat_port_min = 10240;   /* source ports of nat: below ip_local_port_range, so that the */
-const volatile __u16 nat_port_max = 32767;   /* node's own connections cannot meet them */
+/* Source ports of nat: below Kubernetes' node ports, 30000 to 32767, and ip_local_port_range, so that neither
+ * a node port nor a connection of the node's own can meet them. */
+const volatile __u16 nat_port_min = 10240;
+const volatile __u16 nat_port_max = 29999;
 /* The ports of programs that ran here before with another range: their connections go on. Empty by default.
  */
 const volatile __u16 earlier_port_min = 1;
