@@ -81,7 +81,12 @@ async def ask(how: HealthCheck, backend: Backend, port: int) -> None:
     except (ProtocolError, StreamTerminatedError, struct.error, IndexError) as error:
         raise CheckError("no-grpc", str(error) or type(error).__name__) from None
     finally:
+        # Channel.close() says goodbye first, and over TLS waits half a minute for a peer that says nothing.
+        connection = getattr(channel._protocol, "connection", None)
+        transport = getattr(connection, "_transport", None)
         channel.close()
+        if transport is not None:
+            transport.abort()
     if status != _SERVING:
         raise CheckError("not-serving", _STATUSES.get(status, str(status)))
 
