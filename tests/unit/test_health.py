@@ -325,10 +325,10 @@ def test_a_table_by_remainder_knows_no_shares() -> None:
     assert states(lived) == {"p1": ("starting", 100), "p2": ("starting", 0)}
 
 
-def test_keys_are_of_families_and_scopes_alike() -> None:
-    outside = pool(target(1))
-    inside = replace(outside, frontends=(Frontend(ip_address("192.0.2.1"), 80, "TCP", "inside"),))
-    assert outside.key != inside.key
-    assert HealthKey.of(outside, target(1)) == HealthKey.of(inside, target(1))
+def test_the_pools_of_one_port_share_the_health_of_their_backends() -> None:
+    cluster = pool(target(1))
+    local = replace(cluster, reach="local")
+    assert cluster.key != local.key
+    assert HealthKey.of(cluster, target(1)) == HealthKey.of(local, target(1))
     key = HealthKey("Service/default/a", "http", "TCP", ip_address("fd00::1"), 80)
     assert str(key) == "Service/default/a port http/tcp: [fd00::1]:80"

@@ -99,7 +99,12 @@ def _virtual_service_pools(service: VirtualService, inventory: Inventory) -> Ite
             spec.table_size,
         )
         yield from _by_family(
-            service.reference, port.name or str(port.port), port.protocol, frontends, _in_use(found), settings
+            service.reference,
+            port.name or str(port.port),
+            port.protocol,
+            frontends,
+            _in_use(list(map(_rested, found))),
+            settings,
         )
 
 
@@ -117,12 +122,18 @@ def _pod_state(pod: Pod, *, ready_anyway: bool = False) -> State:
     )
 
 
+def _rested(target: Target) -> Target:
+    """A backend that the user gave no weight any more drains."""
+    resting = target.weight == 0 and target.state == "active"
+    return replace(target, state="draining") if resting else target
+
+
 def _in_use(found: Sequence[Target]) -> Sequence[Target]:
     """The backends, those that are going away in use again where no other is left in their family."""
     left = {target.address.version for target in found if target.state == "active" and target.weight}
     return [
         replace(target, state="active")
-        if target.state == "draining" and target.address.version not in left
+        if target.state == "draining" and target.weight and target.address.version not in left
         else target
         for target in found
     ]
