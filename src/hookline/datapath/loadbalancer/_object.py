@@ -8,20 +8,21 @@ from pathlib import Path
 from hookline.errors import HooklineError
 
 OBJECT = Path(__file__).with_name("loadbalancer.bpf.o")
+DESTROY = Path(__file__).with_name("destroy.bpf.o")
 
 
 @cache
-def object_bytes() -> bytes:
-    """The load balancer's compiled object.
+def object_bytes(path: Path = OBJECT) -> bytes:
+    """A compiled object: the load balancer's, or the one that ends sockets.
 
     Raises:
         HooklineError: It was not compiled.
     """
     try:
-        return OBJECT.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise HooklineError(
-            f"the kernel programs are not compiled: {OBJECT} is missing",
+            f"the kernel programs are not compiled: {path} is missing",
             why="a checkout holds their sources only",
             remedy="make setup",
         ) from None
