@@ -46,6 +46,8 @@ from hookline.datapath.loadbalancer.balancer import (
     refuse_occupied,
     totals,
 )
+from hookline.datapath.loadbalancer.sockets import Row as BackendRow
+from hookline.datapath.loadbalancer.sockets import count_sockets, destroy_sockets
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import NodeName
 from hookline.sources import files
@@ -467,6 +469,18 @@ class Node:
                         found.setdefault(frontend.address, set()).update(direct)
             return {address: frozenset(backends) for address, backends in found.items()}
 
+    def sockets(self) -> dict[BackendRow, int]:
+        """How many sockets of this node are connected to each backend that they were given, by row and generation.
+
+        Raises:
+            bpf.BpfError: The kernel does not let this user walk over sockets.
+        """
+        path = self.name.pins / "maps" / "sockets"
+        if not path.exists():
+            return {}
+        with bpf.Map.from_pin(path) as sockets:
+            return count_sockets(sockets)
+
     # -- drafting
 
     def _draft(
@@ -871,7 +885,10 @@ class Node:
 
     def _carry_out_kernel(self, draft: Draft) -> list[Attachment]:
         if draft.plan.detaches:
-            return self._remove_kernel()
+            with self._remaining_sockets() as (sockets, gone):
+                detached = self._remove_kernel()
+                self._end_sockets(draft.plan, sockets, gone)
+            return detached
         kernel = self._kernel
         if kernel is None:
             return []
@@ -881,6 +898,7 @@ class Node:
             self._neighbours &= {(str(n.address), n.interface) for n in net.neighbours() if n.managed}
         self._resolve_neighbours(draft)
         attachments: list[Attachment] = []
+        retired = kernel.tables.retired(draft.change)
         # Programs that take over meet whole tables; where they are running already, an interface that
         # refuses them must stop the change before the tables are touched.
         fresh = kernel.balancer.fresh
@@ -890,7 +908,26 @@ class Node:
             attachments, kernel = self._activate(draft, kernel)
         if not fresh:
             kernel.tables.carry_out(draft.change)
+        self._end_sockets(draft.plan, kernel.balancer.maps["sockets"], retired)
         return attachments
+
+    @staticmethod
+    def _end_sockets(
+        plan: Plan, sockets: bpf.Map | None, rows: Mapping[BackendRow, tuple[Address, int]]
+    ) -> None:
+        """Ends the sockets that are connected to backends which are gone. Tables no longer hold these."""
+        if not rows or sockets is None:
+            return
+        try:
+            ended = destroy_sockets(sockets, rows)
+        except bpf.BpfError as error:
+            plan.warnings.append(f"sockets of backends that are gone are not ended: {error}")
+            return
+        plan.sockets_ended += ended.tcp + ended.udp
+        plan.warnings.extend(
+            f"{count} sockets of backends that are gone are not ended: {why}"
+            for why, count in ended.left.items()
+        )
 
     def _activate(self, draft: Draft, kernel: _Kernel) -> tuple[list[Attachment], _Kernel]:
         """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
@@ -929,6 +966,20 @@ class Node:
                 net.forget(_address(address), interface)
             except net.NetworkError:
                 continue  # the interface is gone, and its neighbours with it
+
+    @contextmanager
+    def _remaining_sockets(self) -> Iterator[tuple[bpf.Map | None, dict[BackendRow, tuple[Address, int]]]]:
+        """The records of sockets, to be used after their pin is gone, and all backends; nothing where they cannot be read."""
+        path = self.name.pins / "maps" / "sockets"
+        try:
+            with self._opened() as kernel:
+                backends = kernel.tables.every_backend()
+            sockets = bpf.Map.from_pin(path)
+        except (ControlError, bpf.BpfError):
+            yield None, {}
+            return
+        with sockets:
+            yield sockets, backends
 
     def _remove_kernel(self) -> list[Attachment]:
         """Detaches and unpins everything, also what another version left."""

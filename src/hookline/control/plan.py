@@ -69,6 +69,7 @@ class Plan:
         detaches: Whether they are removed, since nothing is left to balance.
         generation: The number of the generation that the change became; None: nothing that no owner has was changed, or it
             was not carried out.
+        sockets_ended: Sockets of this node that were connected to backends which are gone, and were ended.
     """
 
     resources: list[ResourceChange] = field(default_factory=list)
@@ -80,6 +81,7 @@ class Plan:
     attaches: list[str] = field(default_factory=list)
     detaches: bool = False
     generation: int | None = None
+    sockets_ended: int = 0
 
     @property
     def changes(self) -> bool:
@@ -122,6 +124,7 @@ class Plan:
             "attaches": list(self.attaches),
             "detaches_programs": self.detaches,
             "generation": self.generation,
+            "sockets_ended": self.sockets_ended,
             "warnings": list(self.warnings),
         }
 

@@ -235,6 +235,30 @@ class Tables:
         slots = self._balancer.pages[row.table_page : row.table_page + count]
         return slots.reshape(-1)[: row.table_size].copy()
 
+    def retired(self, change: TableChange) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
+        """Backends that a change takes away altogether: address and port by row and generation.
+
+        One that only gets another row, since the way to it changed, stays.
+        """
+        found = {}
+        for difference in change.pools:
+            stays = {(item.identity.address, item.identity.port) for item in difference.placed}
+            for row in difference.gone_rows:
+                entry = self.backends[row]
+                port = int(entry["port"].byteswap())
+                if (entry["address"].tobytes(), port) not in stays:
+                    found[row, int(entry["generation"])] = (address_of(entry["address"]), port)
+        return found
+
+    def every_backend(self) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
+        """Address and port of every backend by row and generation."""
+        rows = (row for pool in self._pools.values() for row in pool.values())
+        return {
+            (row, int(entry["generation"])): (address_of(entry["address"]), int(entry["port"].byteswap()))
+            for row in rows
+            if (entry := self.backends[row]) is not None
+        }
+
     # -- planning
 
     def diff(

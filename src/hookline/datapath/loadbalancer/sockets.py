@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,42 +75,37 @@ def live_sockets(sockets: bpf.Map) -> NDArray[np.void]:
         return _walk(obj, sockets)
 
 
-def count_sockets(pins: Path) -> dict[Row, int]:
-    """How many sockets are connected to each backend, by row and generation.
+def count_sockets(sockets: bpf.Map) -> dict[Row, int]:
+    """How many sockets are connected to each backend, by row and generation; changes nothing.
 
     Args:
-        pins: The folder of a node's pins; empty where nothing with programs for sockets is loaded there.
+        sockets: The load balancer's map of that name.
 
     Raises:
         bpf.BpfError: The kernel refuses the iterator.
     """
-    path = pins / "maps" / "sockets"
-    if not path.exists():
-        return {}
-    with bpf.Map.from_pin(path) as sockets:
-        found = live_sockets(sockets)
+    found = live_sockets(sockets)
     return dict(Counter(zip(found["backend"].tolist(), found["generation"].tolist(), strict=True)))
 
 
 def destroy_sockets(
-    pins: Path, rows: Mapping[Row, tuple[Address, int]], *, netlink: bool | None = None
+    sockets: bpf.Map, rows: Mapping[Row, tuple[Address, int]], *, netlink: bool | None = None
 ) -> Destroyed:
     """Ends the sockets that are connected to these backends.
 
     Args:
-        pins: The folder of a node's pins.
+        sockets: The load balancer's map of that name.
         rows: Address and port of each backend by its row and generation, as they were when the sockets connected.
         netlink: True: by ``SOCK_DESTROY``; False: by an iterator; None: by what the kernel has, an iterator first.
 
     Raises:
         bpf.BpfError: The kernel refuses the iterators.
     """
-    path = pins / "maps" / "sockets"
-    if not rows or not path.exists():
+    if not rows:
         return Destroyed()
     if netlink is None:
         netlink = features.kfunc("bpf_sock_destroy").answer is features.Answer.NO
-    with bpf.Map.from_pin(path) as sockets, bpf.Object.open(object_bytes(DESTROY), name="destroy") as obj:
+    with bpf.Object.open(object_bytes(DESTROY), name="destroy") as obj:
         if netlink:
             obj.only("list_sockets")
         obj.reuse("sockets", sockets)

@@ -1,0 +1,198 @@
+"""Sockets of backends that are gone are ended, and no others."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hookline import api, bpf, lab, net
+from hookline.control import Node
+from hookline.datapath.loadbalancer.sockets import destroy_sockets, live_sockets
+from hookline.lab import Lab
+from hookline.model import Resource
+from tests.lab.conftest import document, pod
+from tests.lab.test_balancing import PORTS, service
+from tests.lab.test_sockets import FAMILIES, PORT, PROTOCOLS, SERVICE, Protocol, ask
+
+ENDED = {errno.ECONNABORTED, errno.EPIPE, errno.EDESTADDRREQ}
+"""What a program meets first: a TCP socket that reads or writes, a UDP socket that has no peer any more."""
+WAYS = pytest.mark.parametrize("netlink", [False, True], ids=["iterator", "netlink"])
+
+
+@pytest.fixture(scope="module")
+def place(unique_name: Callable[[], str]) -> Iterator[Lab]:
+    """A node with two backends and a pod that only asks."""
+    name = unique_name()
+    resources: list[Resource] = [
+        document("Node", "node-1"),
+        *(pod(f"orders-{n}") for n in (1, 2)),
+        document("Pod", "client", spec={"nodeName": "node-1"}),
+    ]
+    try:
+        yield api.lab_up(resources, name)
+    finally:
+        with contextlib.suppress(lab.LabError):
+            lab.down(name)
+
+
+@pytest.fixture
+def node(place: Lab) -> Iterator[Node]:
+    with api.Node(f"lab/{place.name}") as node:
+        yield node
+        node.delete([one.reference for one in node.resources() if one.kind == "VirtualService"])
+
+
+def backend_address(place: Lab, number: int, version: int) -> str:
+    member = place.member(f"default/orders-{number}")
+    return next(str(address) for address in member.addresses if address.version == version)
+
+
+def orders(place: Lab, *numbers: int, **spec: object) -> Resource:
+    """The service with these backends."""
+    every = [{"address": backend_address(place, n, v)} for n in numbers for v in (4, 6)]
+    return service("orders", tuple(SERVICE.values()), PORTS, backends=every, **spec)
+
+
+@contextlib.contextmanager
+def connected(
+    place: Lab, target: str, number: int, protocol: Protocol, count: int = 1
+) -> Iterator[list[socket.socket]]:
+    made = place.sockets("default/client", 6 if ":" in target else 4, protocol, count)
+    try:
+        for one in made:
+            one.settimeout(5)
+            one.connect((target, number))
+        yield made
+    finally:
+        for one in made:
+            one.close()
+
+
+def fate(one: socket.socket) -> int:
+    """0 where the socket still works, else the error that it has."""
+    try:
+        ask(one)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+@FAMILIES
+@PROTOCOLS
+def test_the_sockets_of_a_removed_backend_are_ended(
+    place: Lab, node: Node, version: int, protocol: Protocol
+) -> None:
+    node.apply(orders(place, 1, 2))
+    target, number = SERVICE[version], PORT[protocol]
+    direct = backend_address(place, 1, version), 8080 if protocol == "tcp" else 5353
+    with (
+        connected(place, target, number, protocol, 24) as ours,
+        connected(place, *direct, protocol) as theirs,
+    ):
+        who = [ask(one) for one in ours]
+        assert set(who) == {"default/orders-1", "default/orders-2"}
+        assert sum(node.sockets().values()) == 24
+        assert ask(theirs[0]) == "default/orders-1"
+        done = node.apply(orders(place, 2))
+        assert done.plan.sockets_ended == who.count("default/orders-1")
+        assert done.plan.warnings == []
+        for one, name in zip(ours, who, strict=True):
+            assert fate(one) in ({0} if name == "default/orders-2" else ENDED)
+        assert fate(theirs[0]) == 0, "a connection that was none of the service's was ended"
+        assert sum(node.sockets().values()) == who.count("default/orders-2")
+
+
+@FAMILIES
+@WAYS
+def test_both_ways_match_row_generation_and_address(
+    place: Lab, node: Node, version: int, netlink: bool
+) -> None:
+    node.apply(orders(place, 1))
+    with contextlib.ExitStack() as open_sockets:
+        tcp = open_sockets.enter_context(connected(place, SERVICE[version], 80, "tcp", 3))
+        udp = open_sockets.enter_context(connected(place, SERVICE[version], 53, "udp", 2))
+        mapped = []
+        if version == 4:
+            mapped = open_sockets.enter_context(connected(place, f"::ffff:{SERVICE[4]}", 80, "tcp"))
+            mapped += open_sockets.enter_context(connected(place, f"::ffff:{SERVICE[4]}", 53, "udp"))
+        free = place.sockets("default/client", 4 if version == 4 else 6, "udp")[0]
+        open_sockets.callback(free.close)
+        free.settimeout(5)
+        free.sendto(b"who", (SERVICE[version], 53))
+        assert free.recv(100)
+        sockets = open_sockets.enter_context(bpf.Map.from_pin(node.name.pins / "maps" / "sockets"))
+        found = live_sockets(sockets)
+        assert len(found) == 5 + len(mapped)
+        rows = {
+            (int(one["backend"]), int(one["generation"])): int(one["remote_port"].byteswap()) for one in found
+        }
+        address = place.member("default/orders-1").addresses[0 if version == 4 else 1]
+        right = {row: (address, number) for row, number in rows.items()}
+        other = {(row, generation + 1): value for (row, generation), value in right.items()}
+        elsewhere = {row: (address, number + 1) for row, (_, number) in right.items()}
+        for wrong in (other, elsewhere):
+            assert not destroy_sockets(sockets, wrong, netlink=netlink)
+        assert [fate(one) for one in (*tcp, *udp, *mapped)] == [0] * (5 + len(mapped))
+        ended = destroy_sockets(sockets, right, netlink=netlink)
+        assert (ended.tcp, ended.udp, ended.left) == (3 + len(mapped) // 2, 2 + len(mapped) // 2, {})
+        assert all(fate(one) for one in (*tcp, *udp, *mapped))
+        # Neither a datagram socket that is not connected nor the servers.
+        free.sendto(b"who", (SERVICE[version], 53))
+        assert free.recv(100)
+        with connected(place, SERVICE[version], 80, "tcp") as again:
+            assert fate(again[0]) == 0
+
+
+@FAMILIES
+def test_a_waiting_reader_is_woken(place: Lab, node: Node, version: int) -> None:
+    node.apply(orders(place, 1))
+    with connected(place, SERVICE[version], 80, "tcp") as (one,):
+        one.settimeout(30)
+        seen: list[BaseException | bytes] = []
+
+        def wait() -> None:
+            try:
+                seen.append(one.recv(10))
+            except OSError as error:
+                seen.append(error)
+
+        reader = threading.Thread(target=wait)
+        reader.start()
+        node.apply(orders(place, 2))
+        reader.join(20)
+        assert not reader.is_alive()
+        (found,) = seen
+        assert isinstance(found, OSError)
+        assert found.errno == errno.ECONNABORTED
+
+
+def test_a_backend_with_a_deadline_keeps_its_sockets_until_then(place: Lab, node: Node) -> None:
+    node.apply(orders(place, 1, 2, drainSeconds=2))
+    with connected(place, SERVICE[4], 80, "tcp", 16) as ours:
+        who = [ask(one) for one in ours]
+        done = node.apply(orders(place, 2, drainSeconds=2))
+        assert done.plan.sockets_ended == 0
+        assert [fate(one) for one in ours] == [0] * 16
+        deadline = node.expire()
+        assert deadline is not None
+        threading.Event().wait(deadline + 0.2)
+        assert node.expire() is None
+        for one, name in zip(ours, who, strict=True):
+            assert bool(fate(one)) == (name == "default/orders-1")
+
+
+def test_the_last_service_ends_its_sockets_too(place: Lab, node: Node) -> None:
+    node.apply(orders(place, 1))
+    with connected(place, SERVICE[4], 80, "tcp", 2) as ours:
+        assert [fate(one) for one in ours] == [0, 0]
+        done = node.delete(["VirtualService/default/orders"])
+        assert done.plan.sockets_ended == 2
+        assert all(fate(one) for one in ours)
+    assert not node.name.pins.exists()
+    node.apply(orders(place, 1))
+    assert net.cgroups.path(node.name.cgroup).is_dir()
