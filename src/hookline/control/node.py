@@ -384,6 +384,7 @@ class Node:
                 placements = Placements(frozenset(name for name, _ in kernel.uplinks))
                 change = kernel.tables.diff(wanted, placements, only=frozenset(pool.key for pool in wanted))
                 kernel.tables.check_fits(change)
+            retired = kernel.tables.retired(change)
             with state.change():
                 if health is None:
                     state.put_lives(lives, services)
@@ -397,6 +398,7 @@ class Node:
         state.changed_elsewhere()
         kernel.watch.forget(pool.key for pool in change.pools)
         self._pools = pools
+        self._end_sockets(Plan(), kernel.balancer.maps["sockets"], retired)
 
     # -- reading
 
