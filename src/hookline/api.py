@@ -15,16 +15,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Union
 
 from hookline import control, lab
 from hookline.lab import Lab, LabError
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import NodeName
 
+if TYPE_CHECKING:
+    from hookline.agent import RemoteNode
+
 Address = IPv4Address | IPv6Address
 PathLike = str | os.PathLike[str]
+AnyNode = Union["Node", "RemoteNode"]
+"""A node, worked on by this process or by its agent: the same calls."""
 
-__all__ = ["Node", "lab_down", "lab_up", "refresh_lab"]
+__all__ = ["AnyNode", "Node", "lab_down", "lab_up", "open_node", "refresh_lab"]
 
 OWNER = "lab"
 """What owns the objects that a lab's nodes have from their lab."""
@@ -76,6 +82,31 @@ class Node(control.Node):
                 if address not in own
             },
         )
+
+
+def open_node(
+    name: str | NodeName = "host", *, before_direct: Callable[[], None] = lambda: None
+) -> Node | RemoteNode:
+    """A node by its agent where one answers, else directly. Close it, or use it as a context manager.
+
+    Args:
+        name: The node's name.
+        before_direct: Called before the node is worked on directly; may refuse by raising.
+
+    Raises:
+        model.names.InvalidName: The name is none.
+        lab.LabError: There is no such lab, or it has no such node.
+        agent.AgentError: The agent that answers is of another version, or keeps its state elsewhere.
+    """
+    resolved = name if isinstance(name, NodeName) else lab.resolve_node(name)
+    if resolved.agent_socket.exists():
+        from hookline.agent import connect  # the HTTP client is for those who have an agent
+
+        remote = connect(resolved)
+        if remote is not None:
+            return remote
+    before_direct()
+    return Node(resolved)
 
 
 def lab_up(

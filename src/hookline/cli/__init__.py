@@ -31,6 +31,7 @@ COMMANDS = {
     "describe": Command("objects", "Show everything about one object"),
     "delete": Command("objects", "Remove objects"),
     "rollback": Command("objects", "Go back to what was wanted before the last changes"),
+    "agent": Command("agent", "Keep a node: watch files, repair drift, answer other commands"),
     "lab": Command("lab", "A small cluster of network namespaces on this machine"),
     "programs": Command("programs", "The eBPF programs of this machine: list, inspect, dump, load"),
     "maps": Command("maps", "The eBPF maps of this machine: list, dump, watch"),

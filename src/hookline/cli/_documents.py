@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hookline.control import BackendStatus, Node, PoolStatus
+    from hookline.api import AnyNode
+    from hookline.control import BackendStatus, PoolStatus
     from hookline.model import Resource
 
 Document = dict[str, Any]
 
 
-def statuses_by_service(node: Node) -> dict[str, list[PoolStatus]]:
+def statuses_by_service(node: AnyNode) -> dict[str, list[PoolStatus]]:
     """The kernel's pools by the reference of their service."""
     found: dict[str, list[PoolStatus]] = {}
     for status in node.services():
@@ -117,7 +118,7 @@ def backends(statuses: Iterable[PoolStatus]) -> list[Document]:
     ]
 
 
-def totals(node: Node) -> Document | None:
+def totals(node: AnyNode) -> Document | None:
     """The node's counters; None where nothing is loaded."""
     counted = node.totals()
     if counted is None:
@@ -136,7 +137,7 @@ def totals(node: Node) -> Document | None:
     }
 
 
-def attachments(node: Node) -> list[Document]:
+def attachments(node: AnyNode) -> list[Document]:
     """Where the node's programs are."""
     return [
         {"program": attachment.program, "hook": attachment.hook, "interface": attachment.interface}

@@ -18,7 +18,7 @@ from hookline.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from hookline.api import Node
+    from hookline.api import AnyNode
     from hookline.control import Applied, Moves, Plan
     from hookline.model import Resource
 
@@ -228,14 +228,16 @@ def rollback(
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[Node]:
-    """The node, once it is clear that this user may do anything with it."""
+def _opened(name: str) -> Iterator[AnyNode]:
+    """The node, by its agent where one answers, else once it is clear that this user may do anything with it."""
     from hookline import bpf
-    from hookline.api import Node
+    from hookline.api import open_node
 
-    if bpf.lacking(*CAPABILITIES):
-        raise bpf.NotPermitted(f"cannot work on node {name}", capability=" ".join(CAPABILITIES))
-    with Node(name) as node:
+    def check_rights() -> None:
+        if bpf.lacking(*CAPABILITIES):
+            raise bpf.NotPermitted(f"cannot work on node {name}", capability=" ".join(CAPABILITIES))
+
+    with open_node(name, before_direct=check_rights) as node:
         yield node
 
 
@@ -275,12 +277,12 @@ def _references(kind: str, names: Sequence[str], namespace: str | None) -> list[
     return [f"{given.kind}/{namespace or DEFAULT_NAMESPACE}/{name}" for name in names]
 
 
-def _find(node: Node, reference: str) -> Resource:
+def _find(node: AnyNode, reference: str) -> Resource:
     node.source_of(reference)  # says what there is where there is none of that name
     return next(resource for resource in node.resources() if resource.reference == reference)
 
 
-def _selected(node: Node, kind: str, name: str | None, namespace: str | None) -> list[Resource]:
+def _selected(node: AnyNode, kind: str, name: str | None, namespace: str | None) -> list[Resource]:
     if "/" in kind or name is not None:
         if kind == ALL:
             raise UsageError("one object has one kind", remedy="hookline get KIND NAME")
@@ -293,7 +295,7 @@ def _selected(node: Node, kind: str, name: str | None, namespace: str | None) ->
 # -- printing
 
 
-def _show_resources(node: Node, resources: Sequence[Resource], output: Output, kind: str) -> None:
+def _show_resources(node: AnyNode, resources: Sequence[Resource], output: Output, kind: str) -> None:
     from hookline.cli import _documents, _tables
     from hookline.cli._output import print_json
 
@@ -318,7 +320,7 @@ def _show_resources(node: Node, resources: Sequence[Resource], output: Output, k
         _say_nothing(node, "object" if kind == ALL else _kind(kind).kind)
 
 
-def _get_backends(node: Node, service: str | None, namespace: str | None, output: Output) -> None:
+def _get_backends(node: AnyNode, service: str | None, namespace: str | None, output: Output) -> None:
     from hookline.cli import _documents, _tables
     from hookline.cli._output import print_json
 
@@ -342,7 +344,7 @@ def _get_backends(node: Node, service: str | None, namespace: str | None, output
         _say_nothing(node, "backend")
 
 
-def _get_generations(node: Node, name: str | None, output: Output) -> None:
+def _get_generations(node: AnyNode, name: str | None, output: Output) -> None:
     from hookline.cli import _tables
     from hookline.cli._output import print_json
 
@@ -360,13 +362,13 @@ def _get_generations(node: Node, name: str | None, output: Output) -> None:
         _say_nothing(node, "generation")
 
 
-def _say_nothing(node: Node, thing: str) -> None:
+def _say_nothing(node: AnyNode, thing: str) -> None:
     import sys
 
     print(f"node {node.name} has no {thing}", file=sys.stderr)
 
 
-def _show_applied(node: Node, applied: Applied, *, as_json: bool) -> None:
+def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
     from hookline.cli._output import print_json
 
     attachments = [
@@ -422,7 +424,7 @@ def _move_cells(moves: Moves | None) -> tuple[str, ...]:
     )
 
 
-def _print_plan(node: Node, plan: Plan) -> None:
+def _print_plan(node: AnyNode, plan: Plan) -> None:
     from hookline.cli._output import count, print_table
 
     if not plan.changes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hookline.errors import HooklineError
 
 
@@ -23,6 +25,19 @@ class TableRefused(ControlError):  # noqa: N818
 
 class NotThere(ControlError):  # noqa: N818
     """An object, a kind or a node that was named does not exist."""
+
+    @classmethod
+    def of(cls, reference: str, known: Iterable[str], node: object) -> NotThere:
+        """The error for an object, which names those of its kind that there are."""
+        kind = reference.partition("/")[0]
+        there = [name for name in known if name.startswith(f"{kind}/")]
+        return cls(
+            f"{reference} does not exist on node {node}",
+            why=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there[:5])}{' …' * (len(there) > 5)}"
+            if there
+            else f"it has no {kind}",
+            remedy=f"hookline get all --node {node}",
+        )
 
 
 class StateError(ControlError):

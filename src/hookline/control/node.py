@@ -438,6 +438,18 @@ class Node:
             with self._opened() as kernel:
                 return _statuses(pools, self._reading_placements(), kernel)
 
+    def map_usage(self) -> dict[str, Usage]:
+        """How full the node's maps are, those that can fill up; empty where nothing is loaded."""
+        with self._inside():
+            self._refresh()
+            if not LoadBalancer.exists(self.name.pins):
+                return {}
+            with self._opened() as kernel:
+                usage = _usage(kernel, TableChange())
+                connections = kernel.balancer.maps["connections"]
+                usage["connections"] = Usage(connections.used or 0, connections.max_entries)
+                return usage
+
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""
         pins = self.name.pins / "maps"
@@ -618,15 +630,7 @@ class Node:
         return list(dict.fromkeys(drop))
 
     def _not_there(self, reference: str) -> NotThere:
-        kind = reference.partition("/")[0]
-        there = [name for name in self._stored if name.startswith(f"{kind}/")]
-        return NotThere(
-            f"{reference} does not exist on node {self.name}",
-            why=f"there {'is' if len(there) == 1 else 'are'} {', '.join(there[:5])}{' …' * (len(there) > 5)}"
-            if there
-            else f"it has no {kind}",
-            remedy=f"hookline get all --node {self.name}",
-        )
+        return NotThere.of(reference, self._stored, self.name)
 
     def _differs(self, resource: Resource) -> bool:
         known = self._stored.get(resource.reference)

@@ -8,6 +8,7 @@ from hookline.net import cgroups
 from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
 from hookline.net._lookup import routes_to
+from hookline.net._monitor import Happening, Monitor
 from hookline.net._namespaces import NETNS_DIR, create, delete, enter, find, inside, list_names, own_number
 from hookline.net._netlink import (
     ROUTE_PROTOCOL,
@@ -40,7 +41,9 @@ __all__ = [
     "ROUTE_PROTOCOL",
     "Address",
     "Change",
+    "Happening",
     "Interface",
+    "Monitor",
     "Neighbour",
     "Netlink",
     "Network",

@@ -22,7 +22,7 @@ STANDARD_INPUT = "standard input"
 SUFFIXES = (".yaml", ".yml", ".json")
 SIZE_LIMIT = 64 << 20
 
-__all__ = ["dump", "load", "loads"]
+__all__ = ["dump", "load", "loads", "read"]
 
 
 def load(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None) -> list[Resource]:
@@ -52,6 +52,27 @@ def load(paths: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = No
                 resources += _resources(_read_file(given), given, is_json=_is_json(given), problems=problems)
         except InvalidResource as error:
             problems += error.problems
+    problems += _said_twice(resources)
+    if problems:
+        raise InvalidResource(problems)
+    return resources
+
+
+def read(path: str, *, may_be_empty: bool = False) -> list[Resource]:
+    """The resources of one file.
+
+    Args:
+        path: The file.
+        may_be_empty: Comments alone are no resource, and no mistake; without a byte it is one all the same.
+
+    Raises:
+        InvalidResource: With every problem of it.
+    """
+    problems: list[Problem] = []
+    data = _read_file(path)
+    resources = _resources(
+        data, path, is_json=_is_json(path), problems=problems, may_be_empty=may_be_empty and bool(data)
+    )
     problems += _said_twice(resources)
     if problems:
         raise InvalidResource(problems)

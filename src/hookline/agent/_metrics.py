@@ -1,0 +1,206 @@
+"""What Prometheus is told: the kernel's counters, read when it asks, and what the agent itself does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from hookline.control import BackendStatus, Node, PoolStatus, Usage
+from hookline.datapath.loadbalancer.balancer import Totals
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(slots=True)
+class Look:
+    """One look at the kernel."""
+
+    totals: Totals | None = None
+    pools: list[PoolStatus] = field(default_factory=list)
+    usage: dict[str, Usage] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, node: Node) -> Look:
+        """Reads everything; called in the node's thread."""
+        return cls(node.totals(), node.services(), node.map_usage())
+
+
+class Metrics:
+    """The agent's own counters, and the names of all."""
+
+    def __init__(self, node: str, version: str) -> None:
+        self._own = CollectorRegistry()
+        ProcessCollector(registry=self._own)
+        info = Gauge("hookline_agent_info", "The agent's version.", ["node", "version"], registry=self._own)
+        info.labels(node, version).set(1)
+        self.changes = Counter(
+            "hookline_agent_changes",
+            "Changes to the wanted state, by what asked for them and how they ended.",
+            ["source", "result"],
+            registry=self._own,
+        )
+        self.change_seconds = Histogram(
+            "hookline_agent_change_duration_seconds",
+            "From the moment that the agent knows of a change until the kernel has it.",
+            ["source"],
+            buckets=_DURATIONS,
+            registry=self._own,
+        )
+        self.checks = Counter(
+            "hookline_agent_checks",
+            "Looks at the kernel for what somebody else changed.",
+            ["result"],
+            registry=self._own,
+        )
+        self.check_seconds = Histogram(
+            "hookline_agent_check_duration_seconds",
+            "How long such a look took, the repair included.",
+            buckets=_DURATIONS,
+            registry=self._own,
+        )
+        self.repairs = Counter(
+            "hookline_agent_repairs",
+            "What was not as it was left, and was mended.",
+            ["kind"],
+            registry=self._own,
+        )
+        self.problems = Gauge(
+            "hookline_agent_problems",
+            "What is wrong now: files that are refused, and what a check found and cannot mend.",
+            ["kind"],
+            registry=self._own,
+        )
+        self.extra: list[CollectorRegistry] = [self._own]
+
+    def text(self, look: Look) -> bytes:
+        """The exposition: what the kernel counts, then the agent's own."""
+        kernel = CollectorRegistry(auto_describe=False)
+        kernel.register(_Kernel(look))
+        return b"".join(generate_latest(registry) for registry in (kernel, *self.extra))
+
+
+class _Kernel:
+    """A look as metric families."""
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        if self._look.totals is not None:
+            yield from _totals(self._look.totals)
+        yield from _services(self._look.pools)
+        yield from _backends(self._look.pools)
+        yield from _usage(self._look.usage)
+
+
+def _totals(totals: Totals) -> Iterator[Metric]:
+    for name, text, counts, label in (
+        ("hookline_verdict", "by verdict of the XDP balancer", totals.verdicts, "verdict"),
+        ("hookline_refused", "that were refused, by reason", totals.reasons, "reason"),
+    ):
+        packets = CounterMetricFamily(f"{name}_packets", f"Packets {text}.", labels=[label])
+        octets = CounterMetricFamily(f"{name}_bytes", f"Bytes {text}.", labels=[label])
+        for key, pair in counts.items():
+            packets.add_metric([key], pair[0])
+            octets.add_metric([key], pair[1])
+        yield packets
+        yield octets
+    for name, text, pair in (
+        ("hookline_reply", "of replies that were given the service's address", totals.replies),
+        ("hookline_handed_to_stack", "that were left to the stack", totals.handed_to_stack),
+    ):
+        yield CounterMetricFamily(f"{name}_packets", f"Packets {text}.", value=pair[0])
+        yield CounterMetricFamily(f"{name}_bytes", f"Bytes {text}.", value=pair[1])
+    exceptions = CounterMetricFamily(
+        "hookline_exceptions",
+        "What the kernel could not do for the XDP balancer, by verdict.",
+        labels=["verdict"],
+    )
+    for key, count in totals.exceptions.items():
+        exceptions.add_metric([key], count)
+    yield exceptions
+
+
+_POOL = ["service", "port", "protocol", "family", "scope"]
+
+
+def _pool_labels(status: PoolStatus) -> list[str]:
+    pool = status.pool
+    return [pool.service, pool.port, pool.protocol, f"IPv{pool.version}", pool.scope]
+
+
+def _services(pools: list[PoolStatus]) -> Iterator[Metric]:
+    for name, text, member in (
+        ("connections", "Connections", "connections"),
+        ("packets", "Packets", "packets"),
+        ("bytes", "Bytes", "bytes"),
+        ("dropped_packets", "Packets that were dropped, for want of a backend for example,", "drops"),
+    ):
+        family = CounterMetricFamily(
+            f"hookline_service_{name}", f"{text} of one port of a service.", labels=_POOL
+        )
+        for status in pools:
+            family.add_metric(_pool_labels(status), getattr(status, member))
+        yield family
+    states = GaugeMetricFamily(
+        "hookline_service_backends", "Backends of one port of a service, by state.", labels=[*_POOL, "state"]
+    )
+    for status in pools:
+        counts: dict[str, int] = {}
+        for backend in status.backends:
+            state: str = "unreachable" if backend.placement.how == "unreachable" else backend.target.state
+            counts[state] = counts.get(state, 0) + 1
+        for state, count in counts.items():
+            states.add_metric([*_pool_labels(status), state], count)
+    yield states
+
+
+def _backends(pools: list[PoolStatus]) -> Iterator[Metric]:
+    labels = [*_POOL, "backend", "address"]
+    named = [
+        ([*_pool_labels(status), one.target.name, _address(one)], one)
+        for status in pools
+        for one in status.backends
+    ]
+    for name, text in (
+        ("connections", "Connections given to a backend"),
+        ("packets", "Packets to a backend"),
+        ("bytes", "Bytes to a backend"),
+        ("reply_packets", "Packets from a backend"),
+        ("reply_bytes", "Bytes from a backend"),
+    ):
+        family = CounterMetricFamily(f"hookline_backend_{name}", f"{text}.", labels=labels)
+        for values, backend in named:
+            family.add_metric(values, getattr(backend, name))
+        yield family
+    slots = GaugeMetricFamily("hookline_backend_slots", "Slots of the service's table.", labels=labels)
+    for values, backend in named:
+        slots.add_metric(values, backend.slots)
+    yield slots
+
+
+def _address(backend: BackendStatus) -> str:
+    target = backend.target
+    return (
+        f"[{target.address}]:{target.port}"
+        if target.address.version == 6
+        else f"{target.address}:{target.port}"
+    )
+
+
+def _usage(usage: dict[str, Usage]) -> Iterator[Metric]:
+    used = GaugeMetricFamily("hookline_map_entries", "Entries in use of a map.", labels=["map"])
+    size = GaugeMetricFamily("hookline_map_max_entries", "Entries that a map has room for.", labels=["map"])
+    for name, one in usage.items():
+        used.add_metric([name], one.used)
+        size.add_metric([name], one.size)
+    yield used
+    yield size

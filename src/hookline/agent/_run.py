@@ -1,0 +1,476 @@
+"""The agent: one process for one node, which keeps the kernel at what the files and the command line ask for.
+
+One asyncio loop waits for everything: files that change, the kernel's network messages, clients, signals, the clock. One thread
+has the node, and every change goes through it, in order. All waiting is by the monotonic clock; the wall clock is for the log
+alone, so stepping it disturbs nothing.
+
+Ending it, in whatever way, takes nothing out of the kernel. The next agent finds it there and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hookline import net
+from hookline.agent import _logs, _server
+from hookline.agent._errors import AgentError
+from hookline.agent._files import Files, Watcher
+from hookline.agent._lock import sole_agent
+from hookline.agent._logs import LogFormat, error_fields, fields, log
+from hookline.agent._metrics import Look, Metrics
+from hookline.agent._notify import notify, watchdog_seconds
+from hookline.agent._wire import Change
+from hookline.agent._worker import Worker
+from hookline.control import Applied, Conflict, Node, NotThere, Plan, Repaired
+from hookline.errors import HooklineError
+from hookline.model.names import NodeName
+
+SETTLE_S = 0.003
+"""After a file's change, so that a handful that are written together are read together."""
+NETWORK_SETTLE_S = 0.05
+FULL_CHECK_EVERY_S = 1.0
+"""Routes may flap: what they ask for is worked out at most this often."""
+CHECK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an agent runs.
+
+    Attributes:
+        paths: Files and folders to watch.
+        metrics: ``ADDRESS:PORT`` to serve metrics at, beside the socket; empty for none.
+        check_every_s: Between two looks at the kernel, if nothing happens.
+    """
+
+    paths: Sequence[str] = ()
+    metrics: str = ""
+    check_every_s: float = CHECK_EVERY_S
+    log_format: LogFormat = "text"
+    log_level: str = "info"
+
+
+class Changes:
+    """Counts what changed, and wakes those who wait for the next."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._condition = asyncio.Condition()
+
+    async def tell(self) -> None:
+        """Something changed."""
+        async with self._condition:
+            self.number += 1
+            self._condition.notify_all()
+
+    async def wait(self, seen: int, seconds: float) -> None:
+        """Waits until something changes after the number ``seen``, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._condition:
+                await self._condition.wait_for(lambda: self.number != seen)
+
+
+class Agent:
+    """What the parts of an agent share.
+
+    Attributes:
+        worker: The thread that has the node.
+        changes: Told of every change that was carried out.
+        stopping: Set when the agent ends.
+    """
+
+    def __init__(self, name: NodeName, open_node: Callable[[], Node], settings: Settings) -> None:
+        import hookline
+
+        self.name = name
+        self.settings = settings
+        self.worker = Worker(open_node)
+        self.files = Files(settings.paths)
+        self.metrics = Metrics(str(name), hookline.__version__)
+        self.changes = Changes()
+        self.stopping = asyncio.Event()
+        self.failure: HooklineError | None = None
+        self._version = hookline.__version__
+        self._problems: list[str] = []
+        self._look_at_files = asyncio.Event()
+        self._changed_files: set[str] = set()
+        self._any_file = False
+        self._look_at_kernel = asyncio.Event()
+        self._full_check = False
+        self._last_full = -FULL_CHECK_EVERY_S
+        self._first_event: float | None = None
+
+    # -- what clients ask for
+
+    def status(self) -> dict[str, Any]:
+        """What ``/v1/health`` says."""
+        files = self.files.problems()
+        return {
+            "status": "degraded" if files or self._problems else "ok",
+            "node": str(self.name),
+            "version": self._version,
+            "pid": os.getpid(),
+            "state": str(self.name.state_dir),
+            "files": [
+                {"file": path, "objects": len(known.references), "problem": _said(files.get(path))}
+                for path, known in sorted(self.files.known.items())
+            ],
+            "folders": list(self.files.folders),
+            "problems": list(self._problems),
+        }
+
+    async def apply(self, change: Change) -> Applied:
+        """Carries out what a client wants applied.
+
+        Raises:
+            Conflict: An object is of a file that this agent watches.
+            HooklineError: The node refuses.
+        """
+        resources = [item.resource() for item in change.items]
+
+        def carry_out(node: Node) -> Applied:
+            self._refuse_owned(node, (one.reference for one in resources), change)
+            return node.apply(resources, prune=change.prune or False)
+
+        return await self._changed("api", carry_out)
+
+    async def plan(self, change: Change) -> Plan:
+        """What `apply` or `delete` would do."""
+        resources = [item.resource() for item in change.items]
+
+        def work_out(node: Node) -> Plan:
+            self._refuse_owned(node, [*(one.reference for one in resources), *change.delete], change)
+            return node.plan(resources, prune=change.prune or False, delete=change.delete)
+
+        return await self.worker.call(work_out)
+
+    async def delete(self, references: Sequence[str]) -> Applied:
+        """Removes objects by reference."""
+
+        def carry_out(node: Node) -> Applied:
+            self._refuse_owned(node, references, None)
+            return node.delete(references)
+
+        return await self._changed("api", carry_out)
+
+    async def _changed(self, source: str, carry_out: Callable[[Node], Applied]) -> Applied:
+        start = time.monotonic()
+        try:
+            applied = await self.worker.call(carry_out)
+        except HooklineError as error:
+            self.metrics.changes.labels(source, "refused").inc()
+            log.warning("change refused", extra=fields(source=source, **error_fields(error)))
+            raise
+        took = time.monotonic() - start
+        self.metrics.changes.labels(source, "applied").inc()
+        self.metrics.change_seconds.labels(source).observe(took)
+        counts = {"created": "create", "changed": "change", "removed": "remove"}
+        log.info(
+            "change applied",
+            extra=fields(
+                source=source,
+                **{
+                    name: sum(one.action == action for one in applied.plan.resources)
+                    for name, action in counts.items()
+                },
+                took_ms=round(took * 1e3, 1),
+            ),
+        )
+        await self.changes.tell()
+        return applied
+
+    def _refuse_owned(self, node: Node, references: Iterable[str], change: Change | None) -> None:
+        """Objects of watched files are changed in the files."""
+        if not self.files:
+            return
+        sources = [item.source for item in change.items] if change is not None else []
+        if change is not None and change.prune is not None:
+            sources += [*change.prune.files, *(f"{folder}/any" for folder in change.prune.folders)]
+        for source in sources:
+            if source in self.files:
+                raise Conflict(
+                    f"{source.removesuffix('/any')} belongs to the agent of node {self.name}",
+                    why=f"process {os.getpid()} watches it, and applies it itself when it changes",
+                    remedy="change the file; or end the agent first",
+                )
+        for reference in references:
+            with contextlib.suppress(NotThere):
+                source = node.source_of(reference)
+                if source in self.files:
+                    raise Conflict(
+                        f"{reference} belongs to the agent of node {self.name}",
+                        why=f"it is in {source}, which process {os.getpid()} watches and would apply again",
+                        remedy=f"change {source}",
+                    )
+
+    async def metrics_text(self) -> bytes:
+        """The exposition for Prometheus."""
+        look = await self.worker.call(Look.at)
+        self.metrics.problems.labels("file").set(len(self.files.problems()))
+        self.metrics.problems.labels("node").set(len(self._problems))
+        return await asyncio.to_thread(self.metrics.text, look)
+
+    # -- files
+
+    async def bring_files(self, changed: set[str] | None = None, since: float | None = None) -> None:
+        """Reads watched files, all with None, and has the kernel follow."""
+        start = time.monotonic() if since is None else since
+        brought = await self.worker.call(lambda node: self.files.bring(node, changed))
+        if brought.refused:
+            self.metrics.changes.labels("file", "refused").inc(brought.refused)
+        if brought.applied:
+            self.metrics.changes.labels("file", "applied").inc(len(brought.applied))
+            self.metrics.change_seconds.labels("file").observe(time.monotonic() - start)
+            await self.changes.tell()
+
+    def _files_changed(self, watcher: Watcher) -> None:
+        found = watcher.read()
+        if found is None:
+            self._any_file = True
+        elif found:
+            self._changed_files |= found
+        else:
+            return
+        if self._first_event is None:
+            self._first_event = time.monotonic()
+        self._look_at_files.set()
+
+    def read_again(self) -> None:
+        """Has every watched file looked at, as SIGHUP asks for."""
+        log.info("reading all files again")
+        self._any_file = True
+        self._look_at_files.set()
+        self._full_check = True
+        self._look_at_kernel.set()
+
+    async def _follow_files(self, watcher: Watcher) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.check_every_s):
+                    await self._look_at_files.wait()
+                    await asyncio.sleep(SETTLE_S)
+            woken = self._look_at_files.is_set()
+            since, self._first_event = self._first_event, None
+            changed, self._changed_files = self._changed_files, set()
+            anything, self._any_file = self._any_file, False
+            self._look_at_files.clear()
+            anything = watcher.rewatch() or anything or not woken
+            if anything:
+                # What messages missed, and what was refused before and may be taken now.
+                changed |= await asyncio.to_thread(self.files.changed)
+            if changed:
+                await self.bring_files(changed, since)
+
+    # -- the kernel
+
+    async def check(self, *, full: bool = False) -> Repaired:
+        """Looks at the kernel and mends it; says and counts what was mended.
+
+        Raises:
+            HooklineError: It cannot be mended.
+        """
+        start = time.monotonic()
+        try:
+            repaired = await self.worker.call(lambda node: node.repair(full=full))
+        except NotThere:
+            raise
+        except HooklineError as error:
+            self.metrics.checks.labels("failed").inc()
+            self._note_problems([str(error)])
+            raise
+        self.metrics.check_seconds.observe(time.monotonic() - start)
+        self.metrics.checks.labels("repaired" if repaired.repairs else "clean").inc()
+        for repair in repaired.repairs:
+            self.metrics.repairs.labels(repair.kind).inc()
+            log.warning("repaired", extra=fields(kind=repair.kind, what=repair.what))
+        self._note_problems(repaired.problems)
+        if repaired.repairs:
+            await self.changes.tell()
+        return repaired
+
+    def _note_problems(self, problems: list[str]) -> None:
+        for problem in problems:
+            if problem not in self._problems:
+                log.error("problem", extra=fields(problem=problem))
+        for problem in self._problems:
+            if problem not in problems:
+                log.info("problem is gone", extra=fields(problem=problem))
+        self._problems = problems
+
+    def _network_changed(self, monitor: net.Monitor) -> None:
+        found = monitor.read()
+        if found & {"address", "route"}:
+            self._full_check = True
+        if found:
+            self._look_at_kernel.set()
+
+    async def _follow_kernel(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.check_every_s):
+                    await self._look_at_kernel.wait()
+                    await asyncio.sleep(NETWORK_SETTLE_S)
+            self._look_at_kernel.clear()
+            full = self._full_check
+            if full and time.monotonic() - self._last_full < FULL_CHECK_EVERY_S:
+                await asyncio.sleep(FULL_CHECK_EVERY_S)
+            self._full_check = False
+            if full:
+                self._last_full = time.monotonic()
+            try:
+                await self.check(full=full)
+            except NotThere as error:
+                # The lab was taken down: there is no node to keep.
+                self.failure = error
+                self.stopping.set()
+                return
+            except HooklineError:
+                continue  # said already; the next look tries again
+
+    # -- the service manager
+
+    async def _tell_watchdog(self, seconds: float) -> None:
+        """Says that the agent is well as long as the node's thread answers."""
+        while True:
+            await self.worker.call(lambda _: None)
+            notify("WATCHDOG=1")
+            await asyncio.sleep(seconds / 3)
+
+    def stop(self) -> None:
+        """Ends the agent; what is in the kernel stays."""
+        log.info("ending; the kernel goes on as it is")
+        self.stopping.set()
+
+    # -- all of it
+
+    async def run(self) -> None:
+        """Runs until it is stopped."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.read_again)
+        listener = _server.unix_socket(self.name)
+        try:
+            tcp = _server.tcp_socket(self.settings.metrics) if self.settings.metrics else None
+            async with self._watched() as watcher:
+                await self._start()
+                tasks = [self._follow_kernel()]
+                if watcher is not None:
+                    tasks.append(self._follow_files(watcher))
+                watchdog = watchdog_seconds()
+                if watchdog is not None:
+                    tasks.append(self._tell_watchdog(watchdog))
+                await self._serve(listener, tcp, tasks)
+        finally:
+            notify("STOPPING=1")
+            with contextlib.suppress(OSError):
+                self.name.agent_socket.unlink()
+            await self.worker.close()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _start(self) -> None:
+        """The files, then what somebody else changed while no agent was there. Only a node that is not there ends it."""
+        await self.worker.call(lambda node: node.resources())
+        if self.files:
+            await self.bring_files()
+        with contextlib.suppress(HooklineError):
+            await self.check()
+        await self.worker.call(_found)
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[Watcher | None]:
+        """Watches files and the network before the first look, so that nothing falls in between."""
+        loop = asyncio.get_running_loop()
+        monitor = net.Monitor(self.name.netns)
+        watcher = Watcher(self.files) if self.files else None
+        loop.add_reader(monitor.fileno(), self._network_changed, monitor)
+        if watcher is not None:
+            loop.add_reader(watcher.fileno(), self._files_changed, watcher)
+        try:
+            yield watcher
+        finally:
+            loop.remove_reader(monitor.fileno())
+            monitor.close()
+            if watcher is not None:
+                loop.remove_reader(watcher.fileno())
+                watcher.close()
+
+    async def _serve(
+        self,
+        listener: socket.socket,
+        tcp: socket.socket | None,
+        tasks: Sequence[Coroutine[Any, Any, None]],
+    ) -> None:
+        servers = [_server.serve(_server.application(self), listener)]
+        if tcp is not None:
+            servers.append(_server.serve(_server.metrics_application(self), tcp))
+        running = [asyncio.create_task(task) for task in tasks]
+        stopping = asyncio.create_task(self.stopping.wait())
+        log.info(
+            "ready",
+            extra=fields(
+                node=str(self.name),
+                socket=str(self.name.agent_socket),
+                metrics=self.settings.metrics or "socket only",
+                files=len(self.files.known),
+            ),
+        )
+        notify("READY=1", f"STATUS=node {self.name}")
+        done, _ = await asyncio.wait(
+            [stopping, *running, *(task for _, task in servers)], return_when=asyncio.FIRST_COMPLETED
+        )
+        self.stopping.set()
+        for server, _ in servers:
+            server.should_exit = True
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, stopping, *(task for _, task in servers), return_exceptions=True)
+        for task in done - {stopping}:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and self.failure is None:
+                raise error
+
+
+def _found(node: Node) -> None:
+    there = node.attachments()
+    if there:
+        hooks = " ".join(sorted({f"{one.program}@{one.interface or one.hook}" for one in there}))
+        log.info("in the kernel", extra=fields(attachments=hooks))
+
+
+def _said(error: HooklineError | None) -> dict[str, str] | None:
+    return None if error is None else error.as_dict()
+
+
+def run(name: NodeName, open_node: Callable[[], Node], settings: Settings) -> None:
+    """Runs a node's agent until it is told to end.
+
+    Args:
+        name: The node.
+        open_node: Makes the node; called in the thread that has it.
+        settings: How.
+
+    Raises:
+        AgentError: There is one already, a path is not there, or a socket cannot be made.
+        HooklineError: The node cannot be worked on.
+    """
+    for path in settings.paths:
+        if not os.path.exists(path):
+            raise AgentError(
+                f"{path} cannot be watched",
+                why="there is no such file or folder, and the objects that it set would be removed",
+                remedy="check the path, or make it first",
+            )
+    with sole_agent(name):
+        _logs.start(settings.log_format, settings.log_level, node=str(name))
+        asyncio.run(Agent(name, open_node, settings).run())

@@ -1,0 +1,230 @@
+"""The agent's HTTP interface, on its Unix socket: ``/v1/…`` for the command line and others, ``/metrics`` for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from hookline.agent import _wire
+from hookline.agent._errors import AgentError, http_status, to_wire
+from hookline.agent._logs import error_fields, fields, log
+from hookline.agent._metrics import CONTENT_TYPE
+from hookline.agent._watch import Differences
+from hookline.control import Node
+from hookline.errors import HooklineError
+from hookline.model.names import NodeName
+
+if TYPE_CHECKING:
+    from hookline.agent._run import Agent
+
+_LONGEST_PATH = 107
+_SHORTEST_INTERVAL_S = 0.1
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the agent has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals alone."""
+        yield
+
+
+def application(agent: Agent) -> Starlette:
+    """Everything that the socket answers."""
+    api = _Api(agent)
+    return Starlette(
+        routes=[
+            Route("/v1/health", api.answered(api.health)),
+            Route("/v1/resources", api.answered(api.resources)),
+            Route("/v1/services", api.answered(api.services)),
+            Route("/v1/totals", api.answered(api.totals)),
+            Route("/v1/attachments", api.answered(api.attachments)),
+            Route("/v1/apply", api.answered(api.apply), methods=["POST"]),
+            Route("/v1/plan", api.answered(api.plan), methods=["POST"]),
+            Route("/v1/delete", api.answered(api.delete), methods=["POST"]),
+            Route("/v1/check", api.answered(api.check), methods=["POST"]),
+            Route("/v1/watch", api.answered(api.watch)),
+            Route("/metrics", api.answered(api.metrics)),
+        ]
+    )
+
+
+def metrics_application(agent: Agent) -> Starlette:
+    """What a TCP address answers: the metrics, and nothing that changes anything."""
+    api = _Api(agent)
+    return Starlette(routes=[Route("/metrics", api.answered(api.metrics))])
+
+
+class _Api:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def answered(self, handler: Handler) -> Handler:
+        """The handler, its errors told in JSON."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except HooklineError as error:
+                return JSONResponse(to_wire(error), http_status(error))
+            except Exception as error:
+                log.exception("request failed", extra=fields(path=request.url.path, **error_fields(error)))
+                return JSONResponse(to_wire(error), 500)
+
+        return answer
+
+    async def health(self, _: Request) -> Response:
+        return JSONResponse(self._agent.status())
+
+    async def resources(self, _: Request) -> Response:
+        def read(node: Node) -> bytes:
+            found = ((one, node.source_of(one.reference)) for one in node.resources())
+            return _wire.ITEMS.dump_json(_wire.items(found))
+
+        return _json(await self._agent.worker.call(read))
+
+    async def services(self, _: Request) -> Response:
+        statuses = await self._agent.worker.call(lambda node: node.services())
+        return _json(await asyncio.to_thread(_wire.STATUSES.dump_json, statuses))
+
+    async def totals(self, _: Request) -> Response:
+        return _json(_wire.TOTALS.dump_json(await self._agent.worker.call(lambda node: node.totals())))
+
+    async def attachments(self, _: Request) -> Response:
+        found = await self._agent.worker.call(lambda node: node.attachments())
+        return _json(_wire.ATTACHMENTS.dump_json(found))
+
+    async def apply(self, request: Request) -> Response:
+        change = _wire.CHANGE.validate_json(await request.body())
+        return _json(_wire.APPLIED.dump_json(await self._agent.apply(change)))
+
+    async def plan(self, request: Request) -> Response:
+        change = _wire.CHANGE.validate_json(await request.body())
+        return _json(_wire.PLAN.dump_json(await self._agent.plan(change)))
+
+    async def delete(self, request: Request) -> Response:
+        change = _wire.CHANGE.validate_json(await request.body())
+        return _json(_wire.APPLIED.dump_json(await self._agent.delete(change.delete)))
+
+    async def check(self, _: Request) -> Response:
+        repaired = await self._agent.check(full=True)
+        return JSONResponse(
+            {
+                "repairs": [{"kind": one.kind, "what": one.what} for one in repaired.repairs],
+                "problems": repaired.problems,
+            }
+        )
+
+    async def watch(self, request: Request) -> Response:
+        interval_s = max(_SHORTEST_INTERVAL_S, float(request.query_params.get("interval", "1")))
+        return StreamingResponse(self._updates(interval_s), media_type="application/x-ndjson")
+
+    async def _updates(self, interval_s: float) -> AsyncIterator[bytes]:
+        differences = Differences()
+        while not self._agent.stopping.is_set():
+            number = self._agent.changes.number
+            statuses = await self._agent.worker.call(lambda node: node.services())
+            pools, gone, whole = differences.of(statuses)
+            if pools or gone or whole:
+                yield _wire.update_json(pools, gone, whole=whole) + b"\n"
+            else:
+                yield b"\n"  # finds out whether anybody is still there
+            await self._agent.changes.wait(number, interval_s)
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(await self._agent.metrics_text(), media_type=CONTENT_TYPE)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def config(app: Starlette) -> uvicorn.Config:
+    """How uvicorn serves: quietly, with its own log at warnings, and without waiting long for those who hang on."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        date_header=False,
+        server_header=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        timeout_graceful_shutdown=2,
+    )
+
+
+def unix_socket(name: NodeName) -> socket.socket:
+    """The node's agent socket, for root alone. One that a dead agent left is replaced: the agent's lock is held.
+
+    Raises:
+        AgentError: It cannot be made.
+    """
+    path = name.agent_socket
+    if len(str(path)) > _LONGEST_PATH:
+        raise AgentError(
+            f"the agent's socket cannot have this path: {path}",
+            why=f"it has {len(str(path))} characters, and a socket's path has {_LONGEST_PATH} at most",
+            remedy="give the lab or its node a shorter name",
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise AgentError(f"{path} cannot be made", why=error.strerror or str(error)) from error
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def tcp_socket(address: str) -> socket.socket:
+    """A listener at ``ADDRESS:PORT``, IPv6 addresses in brackets.
+
+    Raises:
+        AgentError: It is no address, or is taken.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdigit() or not 0 <= int(port) <= 65535 or not host:
+        raise AgentError(
+            f"{address!r} is not an address to listen at", remedy="say 127.0.0.1:9469 or [::1]:9469"
+        )
+    try:
+        family, kind, number, _, where = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )[0]
+        listener = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
+    except OSError as error:
+        raise AgentError(
+            f"{address!r} is not an address to listen at", why=error.strerror or str(error)
+        ) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise AgentError(f"cannot listen at {address}", why=error.strerror or str(error)) from error
+    return listener
+
+
+def serve(app: Starlette, listener: socket.socket) -> tuple[Server, asyncio.Task[Any]]:
+    """Starts serving; set ``should_exit`` to end it."""
+    server = Server(config(app))
+    return server, asyncio.create_task(server.serve(sockets=[listener]))

@@ -1,0 +1,89 @@
+"""The agent's data as JSON: what it sends is what `hookline.control` has, member by member.
+
+pydantic reads the dataclasses' own annotations, so a member that is added there travels without a word here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+
+from hookline.control import Applied, Covered, Plan, PoolStatus
+from hookline.datapath.loadbalancer.balancer import Attachment, Totals
+from hookline.model import Origin, Resource, parse
+
+_BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+APPLIED = TypeAdapter(Applied)
+PLAN = TypeAdapter(Plan)
+STATUSES: TypeAdapter[list[PoolStatus]] = TypeAdapter(list[PoolStatus], config=_BYTES)
+TOTALS: TypeAdapter[Totals | None] = TypeAdapter(Totals | None)
+ATTACHMENTS: TypeAdapter[list[Attachment]] = TypeAdapter(list[Attachment])
+
+
+@dataclass(slots=True)
+class Item:
+    """An object on its way: the document, and the file (or other source) and line that it is from."""
+
+    object: dict[str, Any]
+    source: str = ""
+    line: int = 1
+
+    def resource(self) -> Resource:
+        """The object itself.
+
+        Raises:
+            model.InvalidResource: It is none.
+        """
+        return parse(self.object, Origin(self.source, self.line) if self.source else None)
+
+
+@dataclass(slots=True)
+class Change:
+    """What a client asks the agent to do."""
+
+    items: list[Item]
+    prune: Covered | None = None
+    delete: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Update:
+    """What changed since the last line of a watch: pools that are new or different, keys of those that are gone.
+
+    ``whole`` marks the first line, which has all pools.
+    """
+
+    pools: list[PoolStatus]
+    gone: list[int]
+    whole: bool = False
+
+
+CHANGE = TypeAdapter(Change)
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+UPDATE: TypeAdapter[Update] = TypeAdapter(Update)
+
+
+def items(resources: Iterable[tuple[Resource, str]]) -> list[Item]:
+    """Objects with their sources, ready to be sent."""
+    return [
+        Item(resource.to_document(), source, resource.origin.line if resource.origin else 1)
+        for resource, source in resources
+    ]
+
+
+def update_json(pools: list[PoolStatus], gone: list[int], *, whole: bool) -> bytes:
+    """One line of a watch, without its end."""
+    text = STATUSES.dump_json(pools).decode()
+    return f'{{"pools":{text},"gone":{gone},"whole":{"true" if whole else "false"}}}'.encode()
+
+
+def read_update(line: str | bytes) -> Update:
+    """What `update_json` wrote."""
+    import json
+
+    document = json.loads(line)
+    return Update(STATUSES.validate_json(json.dumps(document["pools"])), document["gone"], document["whole"])
