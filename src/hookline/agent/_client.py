@@ -14,7 +14,7 @@ import httpx
 
 from hookline.agent import _wire
 from hookline.agent._errors import AgentError, from_wire
-from hookline.control import Applied, Covered, NotThere, Plan, PoolStatus, load
+from hookline.control import Applied, Covered, Generation, NotThere, Plan, PoolStatus, load
 from hookline.datapath.loadbalancer.balancer import Attachment, Totals
 from hookline.model import Resource
 from hookline.model.names import NodeName
@@ -77,7 +77,23 @@ class RemoteNode:
         change = _wire.Change([], None, tuple(references))
         return _wire.APPLIED.validate_json(self._post("delete", change))
 
+    def rollback(self, to: int | None = None) -> Applied:
+        """As `hookline.control.Node.rollback`."""
+        self._known = None
+        return _wire.APPLIED.validate_json(
+            self._answer("POST", f"rollback?to={'' if to is None else to}", None)
+        )
+
+    def plan_rollback(self, to: int | None = None) -> Plan:
+        """As `hookline.control.Node.plan_rollback`."""
+        wanted = f"rollback?plan=true&to={'' if to is None else to}"
+        return _wire.PLAN.validate_json(self._answer("POST", wanted, None))
+
     # -- reading
+
+    def generations(self) -> list[Generation]:
+        """The changes that are kept, the newest first."""
+        return _wire.GENERATIONS.validate_json(self._get("generations"))
 
     def resources(self, kind: type[Resource] | None = None) -> list[Resource]:
         """The wanted objects, of one kind or all."""

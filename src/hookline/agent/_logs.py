@@ -16,6 +16,7 @@ from typing import Any, Literal
 from hookline.errors import HooklineError
 
 LogFormat = Literal["text", "json"]
+_STANDARD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 LEVELS = ("debug", "info", "warning", "error")
 log = logging.getLogger("hookline.agent")
 
@@ -44,7 +45,9 @@ class Formatter(logging.Formatter):
         """One line."""
         stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         time = stamp.replace("+00:00", "Z")
-        values: dict[str, Any] = dict(getattr(record, "fields", {}))
+        values = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        values |= values.pop("fields", {})
+        message, event = record.getMessage(), values.pop("event", "")
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)
         if self._json:
@@ -52,13 +55,14 @@ class Formatter(logging.Formatter):
                 "time": time,
                 "level": record.levelname.lower(),
                 "logger": record.name,
-                "event": record.getMessage(),
+                "event": event or message,
+                **({"message": message} if event else {}),
                 **self._constant,
                 **values,
             }
             return json.dumps(document, default=str)
         pairs = "".join(f" {name}={_shown(value)}" for name, value in values.items())
-        return f"{time} {record.levelname:<7} {record.getMessage()}{pairs}"
+        return f"{time} {record.levelname:<7} {message}{pairs}"
 
 
 def _shown(value: Any) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from hookline.agent.health import Counters
+from hookline.agent.health.supervisor import BUCKETS_SECONDS
 from hookline.control import BackendStatus, Node, PoolStatus, Usage
 from hookline.datapath.loadbalancer.balancer import Totals
 
@@ -23,6 +25,8 @@ class Look:
     totals: Totals | None = None
     pools: list[PoolStatus] = field(default_factory=list)
     usage: dict[str, Usage] = field(default_factory=dict)
+    health: Counters | None = None
+    health_states: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def at(cls, node: Node) -> Look:
@@ -99,6 +103,8 @@ class _Kernel:
         yield from _services(self._look.pools)
         yield from _backends(self._look.pools)
         yield from _usage(self._look.usage)
+        if self._look.health is not None:
+            yield from _health(self._look.health, self._look.health_states)
 
 
 def _totals(totals: Totals) -> Iterator[Metric]:
@@ -134,7 +140,7 @@ _POOL = ["service", "port", "protocol", "family", "scope"]
 
 def _pool_labels(status: PoolStatus) -> list[str]:
     pool = status.pool
-    return [pool.service, pool.port, pool.protocol, f"IPv{pool.version}", pool.scope]
+    return [pool.service, pool.port, pool.protocol, f"IPv{pool.version}", pool.frontends[0].scope]
 
 
 def _services(pools: list[PoolStatus]) -> Iterator[Metric]:
@@ -204,3 +210,40 @@ def _usage(usage: dict[str, Usage]) -> Iterator[Metric]:
         size.add_metric([name], one.size)
     yield used
     yield size
+
+
+def _health(counters: Counters, states: dict[str, int]) -> Iterator[Metric]:
+    results = CounterMetricFamily(
+        "hookline_health_checks", "Health checks, by how they ended.", labels=["type", "outcome", "reason"]
+    )
+    for key, count in counters.results.items():
+        results.add_metric(list(key), count)
+    yield results
+    durations = HistogramMetricFamily(
+        "hookline_health_check_duration_seconds", "How long health checks took.", labels=["type"]
+    )
+    for kind, numbers in counters.durations.items():
+        total, buckets = 0, []
+        for limit, count in zip((*map(str, BUCKETS_SECONDS), "+Inf"), numbers, strict=True):
+            total += count
+            buckets.append((limit, total))
+        durations.add_metric([kind], buckets, sum_value=counters.seconds.get(kind, 0.0))
+    yield durations
+    transitions = CounterMetricFamily(
+        "hookline_health_transitions", "Changes of backends' states.", labels=["before", "after"]
+    )
+    for (before, after), count in counters.transitions.items():
+        transitions.add_metric([before, after], count)
+    yield transitions
+    late = CounterMetricFamily(
+        "hookline_health_late_checks", "Health checks that had to wait for a place.", labels=["lane"]
+    )
+    for lane, count in counters.late.items():
+        late.add_metric([lane], count)
+    yield late
+    watched = GaugeMetricFamily(
+        "hookline_health_backends", "Backends that are watched, by state.", labels=["state"]
+    )
+    for state, count in states.items():
+        watched.add_metric([state], count)
+    yield watched

@@ -15,7 +15,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,10 @@ from hookline.agent._metrics import Look, Metrics
 from hookline.agent._notify import notify, watchdog_seconds
 from hookline.agent._wire import Change
 from hookline.agent._worker import Worker
-from hookline.control import Applied, Conflict, Node, NotThere, Plan, Repaired
+from hookline.agent.health import HealthSupervisor
+from hookline.control import Applied, Conflict, Generation, Node, NotThere, Plan, Repaired
+from hookline.control.health import Health, HealthKey
+from hookline.control.pools import Pool
 from hookline.errors import HooklineError
 from hookline.model.names import NodeName
 
@@ -108,6 +112,9 @@ class Agent:
         self._full_check = False
         self._last_full = -FULL_CHECK_EVERY_S
         self._first_event: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._health = HealthSupervisor(self._report_health, namespace=name.netns)
+        self._checked: Mapping[str, Sequence[Pool]] | None = None
 
     # -- what clients ask for
 
@@ -212,11 +219,45 @@ class Agent:
                         remedy=f"change {source}",
                     )
 
+    async def rollback(self, to: int | None) -> Applied:
+        """Goes back to an earlier generation.
+
+        Raises:
+            Conflict: That would change objects of watched files.
+        """
+
+        def carry_out(node: Node) -> Applied:
+            self._refuse_rollback(node, to)
+            return node.rollback(to)
+
+        return await self._changed("api", carry_out)
+
+    async def plan_rollback(self, to: int | None) -> Plan:
+        """What `rollback` would do."""
+
+        def work_out(node: Node) -> Plan:
+            self._refuse_rollback(node, to)
+            return node.plan_rollback(to)
+
+        return await self.worker.call(work_out)
+
+    async def generations(self) -> list[Generation]:
+        """The changes that are kept, the newest first."""
+        return await self.worker.call(lambda node: node.generations())
+
+    def _refuse_rollback(self, node: Node, to: int | None) -> None:
+        if self.files:
+            plan = node.plan_rollback(to)
+            changed = [one.reference for one in plan.resources if one.action != "keep"]
+            self._refuse_owned(node, changed, None)
+
     async def metrics_text(self) -> bytes:
         """The exposition for Prometheus."""
         look = await self.worker.call(Look.at)
         self.metrics.problems.labels("file").set(len(self.files.problems()))
         self.metrics.problems.labels("node").set(len(self._problems))
+        counters, states = await asyncio.to_thread(lambda: (self._health.counters(), self._health.states()))
+        look.health, look.health_states = counters, {str(state): count for state, count in states.items()}
         return await asyncio.to_thread(self.metrics.text, look)
 
     # -- files
@@ -336,6 +377,45 @@ class Agent:
             except HooklineError:
                 continue  # said already; the next look tries again
 
+    # -- health checks
+
+    def _report_health(self, changes: Mapping[HealthKey, Health]) -> Future[object]:
+        """Carries out what the checks found; called in their thread."""
+        found: Future[object] = self.worker.submit(lambda node: node.observe(changes))
+        found.add_done_callback(lambda _: self._tell_changes())
+        return found
+
+    def _tell_changes(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: loop.create_task(self.changes.tell()))
+
+    def _follow_documents(self, node: Node) -> None:
+        """Has the checks follow what is wanted; called in the node's thread after everything that it does."""
+        if self._checked is None:
+            return  # they have not begun
+        with contextlib.suppress(HooklineError):  # whoever asked for what could not be done is told
+            documents = node.documents
+            if documents is not self._checked:
+                self._health.update(documents, node.health)
+                self._checked = documents
+
+    def _begin_checks(self, node: Node) -> None:
+        self._checked = node.documents
+        self._health.start(self._checked, node.health)
+
+    async def _follow_drains(self) -> None:
+        """Ends drains when their time is over."""
+        while True:
+            number = self.changes.number
+            try:
+                seconds = await self.worker.call(lambda node: node.expire())
+            except HooklineError as error:
+                log.error("drains could not be ended", extra=fields(**error_fields(error)))
+                seconds = None
+            longest = self.settings.check_every_s
+            await self.changes.wait(number, longest if seconds is None else min(max(seconds, 0.0), longest))
+
     # -- the service manager
 
     async def _tell_watchdog(self, seconds: float) -> None:
@@ -354,7 +434,8 @@ class Agent:
 
     async def run(self) -> None:
         """Runs until it is stopped."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self.worker.after = self._follow_documents
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.read_again)
@@ -363,7 +444,7 @@ class Agent:
             tcp = _server.tcp_socket(self.settings.metrics) if self.settings.metrics else None
             async with self._watched() as watcher:
                 await self._start()
-                tasks = [self._follow_kernel()]
+                tasks = [self._follow_kernel(), self._follow_drains()]
                 if watcher is not None:
                     tasks.append(self._follow_files(watcher))
                 watchdog = watchdog_seconds()
@@ -374,6 +455,7 @@ class Agent:
             notify("STOPPING=1")
             with contextlib.suppress(OSError):
                 self.name.agent_socket.unlink()
+            await asyncio.to_thread(self._health.stop)
             await self.worker.close()
         if self.failure is not None:
             raise self.failure
@@ -386,6 +468,7 @@ class Agent:
         with contextlib.suppress(HooklineError):
             await self.check()
         await self.worker.call(_found)
+        await self.worker.call(self._begin_checks)
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[Watcher | None]:

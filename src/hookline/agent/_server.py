@@ -54,6 +54,8 @@ def application(agent: Agent) -> Starlette:
             Route("/v1/apply", api.answered(api.apply), methods=["POST"]),
             Route("/v1/plan", api.answered(api.plan), methods=["POST"]),
             Route("/v1/delete", api.answered(api.delete), methods=["POST"]),
+            Route("/v1/rollback", api.answered(api.rollback), methods=["POST"]),
+            Route("/v1/generations", api.answered(api.generations)),
             Route("/v1/check", api.answered(api.check), methods=["POST"]),
             Route("/v1/watch", api.answered(api.watch)),
             Route("/metrics", api.answered(api.metrics)),
@@ -117,6 +119,16 @@ class _Api:
     async def delete(self, request: Request) -> Response:
         change = _wire.CHANGE.validate_json(await request.body())
         return _json(_wire.APPLIED.dump_json(await self._agent.delete(change.delete)))
+
+    async def rollback(self, request: Request) -> Response:
+        wanted = request.query_params.get("to", "")
+        to = int(wanted) if wanted.isdigit() else None
+        if request.query_params.get("plan") == "true":
+            return _json(_wire.PLAN.dump_json(await self._agent.plan_rollback(to)))
+        return _json(_wire.APPLIED.dump_json(await self._agent.rollback(to)))
+
+    async def generations(self, _: Request) -> Response:
+        return _json(_wire.GENERATIONS.dump_json(await self._agent.generations()))
 
     async def check(self, _: Request) -> Response:
         repaired = await self._agent.check(full=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
-from hookline.control import Applied, Covered, Plan, PoolStatus
+from hookline.control import Applied, Covered, Generation, Plan, PoolStatus
 from hookline.datapath.loadbalancer.balancer import Attachment, Totals
 from hookline.model import Origin, Resource, parse
 
@@ -20,6 +20,7 @@ _BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 APPLIED = TypeAdapter(Applied)
 PLAN = TypeAdapter(Plan)
 STATUSES: TypeAdapter[list[PoolStatus]] = TypeAdapter(list[PoolStatus], config=_BYTES)
+GENERATIONS: TypeAdapter[list[Generation]] = TypeAdapter(list[Generation])
 TOTALS: TypeAdapter[Totals | None] = TypeAdapter(Totals | None)
 ATTACHMENTS: TypeAdapter[list[Attachment]] = TypeAdapter(list[Attachment])
 

@@ -1026,7 +1026,6 @@ class Node:
                 kernel.watch.distrust(drift)
                 draft = self._draft([])
         result.problems += _forwarding_off(self._forwarded)
-        result.problems += draft.plan.warnings
         result.repairs += [
             Repair("table", f"{pool.service} port {pool.port} {pool.family}: not what is wanted")
             for pool in draft.plan.pools
