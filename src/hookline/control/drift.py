@@ -23,7 +23,7 @@ from hookline.control.tables import ServiceRow, Tables, address_of, frontend_key
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
 
-RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour"]
+RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Repair:
 
     Attributes:
         kind: ``link`` (an attachment, its program, an interface made anew), ``pin``, a row of ``service`` or ``backend``,
-            a ``table``'s slots, a ``neighbour``.
+            a ``table``'s slots, a ``neighbour``, a ``pod``.
         what: Which one, and what was wrong with it.
     """
 

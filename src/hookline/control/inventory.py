@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from hookline.model import (
+    DNSCapture,
     EndpointSlice,
     ExternalHost,
     LocalRedirectPolicy,
@@ -53,6 +54,7 @@ class Inventory:
         nodes: By name.
         services: By reference.
         redirects: Local redirect policies, by reference.
+        captures: Pods' DNS queries that go elsewhere, by reference.
     """
 
     here: Here = Here()
@@ -63,6 +65,7 @@ class Inventory:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     services: Mapping[str, Service | VirtualService] = field(default_factory=dict)
     redirects: Mapping[str, LocalRedirectPolicy] = field(default_factory=dict)
+    captures: Mapping[str, DNSCapture] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resources: Iterable[Resource], here: Here = Here()) -> Inventory:
@@ -167,6 +170,8 @@ class _Change:
                 self._part("services")[resource.reference] = resource
             case LocalRedirectPolicy():
                 self._part("redirects")[resource.reference] = resource
+            case DNSCapture():
+                self._part("captures")[resource.reference] = resource
 
     def take(self, resource: Resource) -> None:
         match resource:
@@ -186,6 +191,8 @@ class _Change:
                 self._part("services").pop(resource.reference, None)
             case LocalRedirectPolicy():
                 self._part("redirects").pop(resource.reference, None)
+            case DNSCapture():
+                self._part("captures").pop(resource.reference, None)
 
     def _add_to(self, part: str, key: str, resource: Resource) -> None:
         found = self._part(part)

@@ -31,6 +31,7 @@ from hookline.control.lives import Lives, boottime
 from hookline.control.moves import FLOW_KEY_BYTES, Moves, Reckoning
 from hookline.control.placement import Placement, Placements, packed, refuse_nat_ports
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
+from hookline.control.pods import PodRows, PodTable, cookies, pod_rows, treatment
 from hookline.control.pools import Pool, Target
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
 from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
@@ -536,9 +537,9 @@ class Node:
         if self._before_change is not None and pools is not self._pools:
             self._before_change(self, frozenset(_addresses(pools)))
         config = self._config(wanted)
-        draft = Draft(plan, put, drop, TableChange(), config, cause)
+        draft = Draft(plan, put, drop, TableChange(), config, cause, catalogue=catalogue)
         self._draft_kernel(draft, pools)
-        draft.catalogue, draft.pools, draft.lives, draft.lived = catalogue, pools, lives, lived
+        draft.pools, draft.lives, draft.lived = pools, lives, lived
         return draft
 
     def _draft_rollback(self, to: int | None) -> Draft:
@@ -693,12 +694,15 @@ class Node:
         found = features.attach("cgroup/connect4")
         if found.answer is features.Answer.NO:
             return None, found.why
-        wanted = config.spec.cgroup if config is not None else None
         try:
-            place = net.cgroups.path(wanted or self.name.cgroup)
+            place = net.cgroups.path(self._cgroup_of(config))
         except net.NetworkError as error:
             return None, error.why
         return (place, "") if place.is_dir() else (None, f"there is no cgroup {place}")
+
+    def _cgroup_of(self, config: NodeConfig | None) -> str:
+        """The cgroup of this node's processes, below the mount."""
+        return (config.spec.cgroup if config is not None else None) or self.name.cgroup
 
     def _tunables(self, config: NodeConfig | None, uplinks: Sequence[tuple[str, Any]]) -> Tunables:
         """What the programs must be loaded with on these uplinks, as they are attached or will be."""
@@ -733,7 +737,7 @@ class Node:
         """What the kernel's tables and attachments need; loads the programs, unattached, where they are not."""
         plan = draft.plan
         every = [pool for group in pools.values() for pool in group]
-        if not every:
+        if not every and not draft.catalogue.inventory.captures:
             plan.detaches = LoadBalancer.exists(self.name.pins)
             return
         kernel = self._kernel
@@ -905,6 +909,10 @@ class Node:
         self._resolve_neighbours(draft)
         attachments: list[Attachment] = []
         retired = kernel.tables.retired(draft.change)
+        # A redirect's own pods are known before its rows are there, and forgotten after these are gone.
+        pods, unknown = self._pod_rows(draft)
+        draft.plan.warnings.extend(unknown)
+        PodTable(kernel.balancer.maps["pods"]).put(pods)
         # Programs that take over meet whole tables; where they are running already, an interface that
         # refuses them must stop the change before the tables are touched.
         fresh = kernel.balancer.fresh
@@ -914,8 +922,29 @@ class Node:
             attachments, kernel = self._activate(draft, kernel)
         if not fresh:
             kernel.tables.carry_out(draft.change)
+        PodTable(kernel.balancer.maps["pods"]).keep_only(pods)
         self._end_sockets(draft.plan, kernel.balancer.maps["sockets"], retired)
         return attachments
+
+    def _pod_rows(self, draft: Draft) -> tuple[PodRows, list[str]]:
+        """The rows that `pods` must have, and what cannot be as it is wanted."""
+        inventory = draft.catalogue.inventory
+        if not inventory.captures and not inventory.redirects:
+            return {}, []
+        wanted = treatment(inventory, (pool for group in draft.pools.values() for pool in group))
+        group = self._cgroup_of(draft.config)
+        addresses = {
+            f"{pod.metadata.namespace}/{pod.metadata.name}": pod.addresses
+            for pods in inventory.pods.values()
+            for pod in pods
+        }
+        known = cookies(self.name, group, {pod: addresses.get(pod, ()) for pod in wanted.pods})
+        warnings = wanted.warnings + [
+            f"pod {pod}: no process of it is found on this node; its DNS queries are not captured"
+            for pod in wanted.captured
+            if pod not in known
+        ]
+        return pod_rows(wanted, known), warnings
 
     @staticmethod
     def _end_sockets(
@@ -1012,6 +1041,9 @@ class Node:
         lost = self._lost_neighbours()
         result.repairs += lost
         damaged = damaged or bool(lost)
+        if known is not None and self._lost_pods(known):
+            result.repairs.append(Repair("pod", "pods of this node are not those of the table"))
+            damaged = True
         if not (damaged or full):
             result.problems += _forwarding_off(self._forwarded)
             return result
@@ -1058,6 +1090,14 @@ class Node:
                 for program, interface in missing
             ]
         return repairs
+
+    def _lost_pods(self, kernel: _Kernel) -> bool:
+        """Whether a pod that has a row came, went or began anew."""
+        draft = Draft(
+            Plan(), {}, [], TableChange(), kernel.config, catalogue=self._catalogue, pools=self._pools
+        )
+        pods, _ = self._pod_rows(draft)
+        return not PodTable(kernel.balancer.maps["pods"]).holds(pods)
 
     def _lost_neighbours(self) -> list[Repair]:
         """Next hops that the kernel no longer keeps resolved."""

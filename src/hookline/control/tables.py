@@ -38,7 +38,9 @@ from hookline.datapath.loadbalancer.balancer import LoadBalancer, pages_for
 PROTOCOLS = {"TCP": 6, "UDP": 17}
 SCOPES: dict[Scope, int] = {"any": 0, "inside": 1}
 STATES: dict[State, int] = {"starting": 1, "active": 2, "draining": 3, "down": 4}
-SERVICE_ADDRESS, SERVICE_NODE_OWN, SERVICE_MODULO = 1, 2, 4
+SERVICE_ADDRESS, SERVICE_NODE_OWN, SERVICE_MODULO, SERVICE_REDIRECT = 1, 2, 4, 8
+REDIRECT = "LocalRedirectPolicy/"
+"""What the names of redirects' pools begin with: they are not for the pods that are their backends."""
 QUARANTINE_SECONDS = 0.1
 
 
@@ -531,6 +533,7 @@ class Tables:
                 continue
             shared = self._shared_table(difference, built)
             flags = SERVICE_MODULO if pool.algorithm == "modulo" else 0
+            flags |= SERVICE_REDIRECT if pool.service.startswith(REDIRECT) else 0
             for frontend in pool.frontends:
                 key = frontend_key(frontend)
                 known = self.services.get(key)

@@ -9,7 +9,18 @@ from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
 from hookline.net._lookup import routes_to
 from hookline.net._monitor import Happening, Monitor
-from hookline.net._namespaces import NETNS_DIR, create, delete, enter, find, inside, list_names, own_number
+from hookline.net._namespaces import (
+    NETNS_DIR,
+    create,
+    delete,
+    enter,
+    find,
+    has_address,
+    inside,
+    list_names,
+    own_cookie,
+    own_number,
+)
 from hookline.net._netlink import (
     ROUTE_PROTOCOL,
     Address,
@@ -65,6 +76,7 @@ __all__ = [
     "enter",
     "find",
     "forget",
+    "has_address",
     "inside",
     "interface_index",
     "interfaces",
@@ -73,6 +85,7 @@ __all__ = [
     "list_names",
     "neighbours",
     "offloads",
+    "own_cookie",
     "own_number",
     "route_to",
     "routes_to",
