@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hookline import bpf
 from hookline.control.placement import packed
 from hookline.control.pools import Pool
-from hookline.control.tables import ServiceRow, Tables, address_of, frontend_key, key_address
+from hookline.control.rows import ServiceRow
+from hookline.control.tables import Tables, address_of, frontend_key, key_address
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
 
@@ -128,10 +129,10 @@ class TableWatch:
 
     def forget(self, pools: Iterable[int]) -> None:
         """Tables of these pools were written by this process."""
-        gone = set(pools)
-        for row in self._tables.services.values():
-            if row.pool in gone:
-                self._sums.pop((row.table_page, row.table_size), None)
+        services = self._tables.services
+        for key in (key for pool in pools for key in services.of_pool.get(pool, ())):
+            row = services[key]
+            self._sums.pop((row.table_page, row.table_size), None)
 
     def _changed_tables(self, pools: Iterable[Pool]) -> Iterable[int]:
         tables, pages = self._tables, self._balancer.pages

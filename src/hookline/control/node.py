@@ -33,8 +33,9 @@ from hookline.control.placement import Placement, Placements, packed, refuse_nat
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pods import PodRows, PodTable, cookies, pod_rows, treatment
 from hookline.control.pools import Pool, Target
+from hookline.control.rows import ServiceRow
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
-from hookline.control.tables import PoolChange, ServiceRow, TableChange, Tables, frontend_key
+from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
     LoadBalancer,

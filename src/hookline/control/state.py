@@ -419,8 +419,10 @@ def locked(folder: Path, *, wait_seconds: float = 30.0) -> Iterator[None]:
                         remedy="wait for it, or end it",
                     ) from None
                 time.sleep(LOCK_POLL_SECONDS)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        owner_text = str(os.getpid()).encode()
+        if os.pread(descriptor, 32, 0) != owner_text:  # a file system takes milliseconds for each writing
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner_text, 0)
         yield
     finally:
         os.close(descriptor)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from hookline.control._errors import DoesNotFit, TableRefused
 from hookline.control.placement import Placement, Placements, packed
 from hookline.control.pools import Frontend, Pool, Scope, State, Target
+from hookline.control.rows import ServiceRow, ServiceRows
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer, pages_for
 
@@ -42,19 +43,6 @@ SERVICE_ADDRESS, SERVICE_NODE_OWN, SERVICE_MODULO, SERVICE_REDIRECT = 1, 2, 4, 8
 REDIRECT = "LocalRedirectPolicy/"
 """What the names of redirects' pools begin with: they are not for the pods that are their backends."""
 QUARANTINE_SECONDS = 0.1
-
-
-class ServiceRow(NamedTuple):
-    """One row of ``services``, in the order of its members."""
-
-    id: int
-    table_page: int
-    table_size: int
-    flags: int
-    affinity_seconds: int
-    reserved: int
-    pool: int
-    fingerprint: int
 
 
 class BackendIdentity(NamedTuple):
@@ -171,7 +159,7 @@ class Tables:
 
     def load(self) -> None:
         """Reads the kernel's maps."""
-        self.services = self.read_services()
+        self.services = ServiceRows(self.read_services(), self.table_pages)
         _, self._backends = self._balancer.maps["backends"].read()
         self._pools: dict[int, dict[BackendIdentity, int]] = {}
         for row in np.flatnonzero(self._backends["flags"]).tolist():
@@ -208,11 +196,7 @@ class Tables:
 
     def used_pages(self, pools: Set[int] | None = None) -> dict[int, int]:
         """Pages in use, by all pools or these: first page of each table and how many it has."""
-        return {
-            row.table_page: pages_for(row.table_size)
-            for row in self.services.values()
-            if row.table_size and (pools is None or row.pool in pools)
-        }
+        return self.services.tables(pools)
 
     def pool_rows(self, pool: Pool) -> dict[tuple[bytes, int], int]:
         """Rows of a pool's backends by packed address and port."""
@@ -222,7 +206,7 @@ class Tables:
 
     def backends_in_use(self) -> int:
         """Active rows."""
-        return sum(map(len, self._pools.values()))
+        return int(np.count_nonzero(self._backends["flags"]))
 
     def table(self, frontend: Frontend) -> NDArray[np.uint32]:
         """A copy of a frontend's table, row of `backends` by slot, shape (size,); empty where it has none."""
@@ -301,9 +285,9 @@ class Tables:
             if key not in self.services or self.services[key].flags != flags:
                 change.addresses[key] = flags
         change.removed = list(self._stale_keys(wanted_keys, wanted_pools, only))
-        for number, rows in self._pools.items():
-            if number not in wanted_pools and (only is None or number in only):
-                change.pools.append(PoolChange(number, None, gone_rows=tuple(rows.values())))
+        for number in self._pools if only is None else sorted(only & self._pools.keys()):
+            if number not in wanted_pools:
+                change.pools.append(PoolChange(number, None, gone_rows=tuple(self._pools[number].values())))
         return change
 
     def _stale_keys(
@@ -312,15 +296,14 @@ class Tables:
         if only is None:
             yield from (key for key in self.services if key not in wanted)
             return
-        gone = {
-            key for key, row in self.services.items() if row.pool in only and key not in wanted and row.pool
-        }
+        mine = (key for pool in only for key in self.services.of_pool.get(pool, ()))
+        gone = {key for key in mine if key not in wanted}
         yield from gone
         # An address' own row goes with its last service.
         for address in {key[:16] for key in gone if key[19] == SCOPES["any"]}:
             still = any(
-                key[:16] == address and key[19] == SCOPES["any"] and key not in gone and row.pool
-                for key, row in self.services.items()
+                key[19] == SCOPES["any"] and key not in gone and self.services[key].pool
+                for key in self.services.of_address[address]
             )
             address_key = address + bytes(4)
             if not still and address_key not in wanted and address_key in self.services:
@@ -402,17 +385,14 @@ class Tables:
         """First pages for tables of so many pages each, first fit."""
         now = time.monotonic()
         self._quarantine = [entry for entry in self._quarantine if now - entry[0] < QUARANTINE_SECONDS]
-        taken = sorted(
-            {*self.used_pages().items(), *((first, count) for _, first, count in self._quarantine)}
-        )
-        gaps: list[list[int]] = []
-        position = 0
-        for first, count in taken:
-            if first > position:
-                gaps.append([position, first - position])
-            position = max(position, first + count)
-        if position < self.table_pages:
-            gaps.append([position, self.table_pages - position])
+        taken = self.services.taken
+        if self._quarantine:
+            taken = taken.copy()
+            for _, first, count in self._quarantine:
+                taken[first : first + count] = True
+        # Where free pages begin and end, by turns.
+        edges = np.flatnonzero(np.diff(taken, prepend=True, append=True)).reshape(-1, 2)
+        gaps: list[list[int]] = [[first, after - first] for first, after in edges.tolist()]
         found = []
         start = 0
         for count in wanted:
@@ -556,7 +536,7 @@ class Tables:
         values = np.array([tuple(row) for row in rows.values()], services.value_dtype)
         services.write(keys, values)
         self._set_aside(old for key in rows if (old := self.services.get(key)) is not None and old.table_size)
-        self.services.update(rows)
+        self.services.put(rows)
 
     def _shared_table(self, difference: PoolChange, built: dict[int, tuple[int, int]]) -> tuple[int, int]:
         """First page and size of the table that all frontends of a pool share; (0, 0) without active backends."""
@@ -570,7 +550,7 @@ class Tables:
         return 0, 0
 
     def _free_service_ids(self) -> Iterator[int]:
-        used = {row.id for row in self.services.values() if row.pool}
+        used = self.services.numbers
         # Row 0 is what address rows carry; their counters are nobody's.
         return (
             number
@@ -583,7 +563,7 @@ class Tables:
             return
         services = self._balancer.maps["services"]
         services.remove(np.frombuffer(b"".join(change.removed), services.key_dtype))
-        removed = [self.services.pop(key) for key in change.removed]
+        removed = self.services.take(change.removed)
         self._set_aside(row for row in removed if row.table_size)
 
     def _retire_backends(self, change: TableChange) -> None:
