@@ -328,6 +328,9 @@ class LoadBalancer:
         for program, interface in attached(self.pins):
             if (program, interface) not in wanted:
                 made.append(detach(self.pins, program, interface))
+        for name in SOCKET_PROGRAMS:
+            if name not in self._programs:
+                (self.pins / "programs" / name).unlink(missing_ok=True)
         self.fresh = False
         return made
 
