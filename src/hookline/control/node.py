@@ -21,7 +21,6 @@ from typing import Any, Self
 import numpy as np
 
 from hookline import bpf, model, net
-from hookline.bpf import features
 from hookline.control._errors import Conflict, ControlError, NotThere
 from hookline.control.catalogue import Catalogue
 from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
@@ -36,6 +35,7 @@ from hookline.control.pools import Pool, Target
 from hookline.control.rows import ServiceRow
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
 from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
+from hookline.datapath import hooks
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
     LoadBalancer,
@@ -692,9 +692,9 @@ class Node:
         """Whose sockets the programs of sockets serve, or None and why nobody's: empty where that is wanted."""
         if config is not None and config.spec.features.connect_time == "off":
             return None, ""
-        found = features.attach("cgroup/connect4")
-        if found.answer is features.Answer.NO:
-            return None, found.why
+        choice = hooks.choose(next(one for one in hooks.FUNCTIONS if one.name == hooks.CONNECT_TIME))
+        if not choice.hook:
+            return None, choice.passed_over[0][1].why
         try:
             place = net.cgroups.path(self._cgroup_of(config))
         except net.NetworkError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hookline.bpf import features
 from hookline.bpf.features import Answer, Finding
 
-__all__ = ["FUNCTIONS", "Choice", "Function", "Preference", "choose"]
+__all__ = ["CONNECT_TIME", "ENDING", "FUNCTIONS", "Choice", "Function", "Preference", "choose"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,27 @@ def _attach(name: str) -> Callable[[], Finding]:
 def _qdisc(kind: str) -> Callable[[], Finding]:
     return lambda: features.qdisc(kind)
 
+
+def _kfunc(name: str) -> Callable[[], Finding]:
+    return lambda: features.kfunc(name)
+
+
+def _config(option: str) -> Callable[[], Finding]:
+    return lambda: _configured(option)
+
+
+def _configured(option: str) -> Finding:
+    """What the kernel's configuration says of an option; it may not be readable."""
+    value = features.config(option)
+    if value is None:
+        return Finding(option, Answer.UNKNOWN, "the kernel's configuration cannot be read", config=(option,))
+    if value == "n":
+        return Finding(option, Answer.NO, f"{option} is not set", config=(option,))
+    return Finding(option, Answer.YES, f"{option}={value}", config=(option,))
+
+
+CONNECT_TIME = "services at connect time"
+ENDING = "ending of sockets"
 
 _TC = (
     Preference(
@@ -131,17 +152,48 @@ FUNCTIONS: tuple[Function, ...] = (
         _TRACING,
     ),
     Function(
+        CONNECT_TIME,
+        (
+            Preference(
+                "cgroup links",
+                "the service's address exchanged when the application says it, nothing in the packets' way",
+                tuple(
+                    _attach(f"cgroup/{hook}{version}")
+                    for hook in ("connect", "sendmsg", "recvmsg", "getpeername")
+                    for version in (4, 6)
+                ),
+            ),
+        ),
+        _NETWORK,
+    ),
+    Function(
+        ENDING,
+        (
+            Preference(
+                "bpf_sock_destroy in iterators",
+                "each socket looked at and ended in one walk",
+                (_attach("iter"), _kfunc("bpf_sock_destroy")),
+            ),
+            Preference(
+                "SOCK_DESTROY",
+                "one netlink message for each socket that an iterator has found",
+                (_attach("iter"), _config("CONFIG_INET_DIAG_DESTROY")),
+            ),
+        ),
+        ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"),
+    ),
+    Function(
         "sockets",
         (
             Preference(
-                "cgroup + sockmap links",
-                "connections turned at connect(), sockets spliced, all by links",
-                (_attach("cgroup/connect4"), _attach("sockops"), _attach("sk_msg"), _attach("sockmap links")),
+                "sockmap links",
+                "sockets spliced, by links",
+                (_attach("sockops"), _attach("sk_msg"), _attach("sockmap links")),
             ),
             Preference(
-                "cgroup + sockmap",
+                "sockmap",
                 "the same; what is on a sockmap stays when a process dies",
-                (_attach("cgroup/connect4"), _attach("sockops"), _attach("sk_msg")),
+                (_attach("sockops"), _attach("sk_msg")),
             ),
         ),
         _NETWORK,
