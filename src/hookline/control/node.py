@@ -153,7 +153,8 @@ class Node:
 
     Args:
         name: The node's name.
-        before_change: Called before anything is touched, with every address that will be balanced; may refuse by raising.
+        before_change: Called before anything is touched, with the addresses of every service that the change touches; may
+            refuse by raising.
         on_change: Called after every change that was carried out. Both are called in the node's own network namespace.
 
     Attributes:
@@ -528,7 +529,6 @@ class Node:
         drop = self._dropped(loaded, prune=prune, delete=delete, owner=owner)
         plan.resources.extend(ResourceChange("remove", reference) for reference in drop)
 
-        wanted = self._wanted(put, drop)
         come = [resource for resource, _ in put.values() if self._differs(resource)]
         gone = [*(resource.reference for resource in come), *drop]
         catalogue = self._catalogue.changed(
@@ -536,10 +536,10 @@ class Node:
         )
         pools, lives, lived = self._lived(catalogue.pools, lived)
         if self._before_change is not None and pools is not self._pools:
-            self._before_change(self, frozenset(_addresses(pools)))
-        config = self._config(wanted)
+            self._before_change(self, frozenset(_addresses(pools.get(name, ()) for name in lived)))
+        config = self._config(put, drop)
         draft = Draft(plan, put, drop, TableChange(), config, cause, catalogue=catalogue)
-        self._draft_kernel(draft, pools)
+        self._draft_kernel(draft, pools, lived)
         draft.pools, draft.lives, draft.lived = pools, lives, lived
         return draft
 
@@ -586,18 +586,26 @@ class Node:
     ) -> tuple[dict[str, tuple[Pool, ...]], Lives, set[str]]:
         """The pools that backends' lives make of the documents', the lives, and the services whose lives or documents changed."""
         now = boottime()
-        lives, concerned = self._lives.followed(self._catalogue.pools, documents, now, watched=self.watched)
+        known = self._catalogue.pools
+        touched = {name for name, pools in documents.items() if known.get(name) is not pools}
+        touched |= known.keys() - documents.keys()
+        lives, concerned = self._lives.followed(
+            {name: known[name] for name in touched if name in known},
+            {name: documents[name] for name in touched if name in documents},
+            now,
+            watched=self.watched,
+        )
         if over := lives.past(now):
             lives = lives.expired(now)
         concerned |= over | again
         if not concerned and documents is self._catalogue.pools:
             return self._pools, lives, concerned
-        pools = {
-            name: lives.living(name, plain, now)
-            if name in concerned or name not in self._pools
-            else self._pools[name]
-            for name, plain in documents.items()
-        }
+        pools = dict(self._pools)
+        for name in concerned - documents.keys():
+            pools.pop(name, None)
+        # New ones come in the order of their documents.
+        for name in (name for name in documents if name in concerned):
+            pools[name] = lives.living(name, documents[name], now)
         return pools, lives, concerned
 
     def _dropped(
@@ -638,13 +646,6 @@ class Node:
         known = self._stored.get(resource.reference)
         return known is None or known.resource != resource
 
-    def _wanted(self, put: Mapping[str, tuple[Resource, str]], drop: Sequence[str]) -> dict[str, Resource]:
-        wanted = {name: item.resource for name, item in self._stored.items()}
-        wanted.update({name: resource for name, (resource, _) in put.items()})
-        for reference in drop:
-            del wanted[reference]
-        return wanted
-
     def _names(self) -> frozenset[str]:
         """What documents call this node: a lab's by its name, the host ``host`` or as the machine is called."""
         return frozenset((self.name.node, *((socket.gethostname(),) if self.name.lab is None else ())))
@@ -666,15 +667,21 @@ class Node:
                 addresses.append(route.source)
         return Here(names, tuple(addresses), has_loopback=self.name.lab is None)
 
-    def _config(self, wanted: Mapping[str, Resource] | None = None) -> NodeConfig | None:
-        """The node's own NodeConfig; the host's is called ``host`` or as the machine is."""
-        names = self._names()
-        found: Iterable[Resource] = (
-            wanted.values() if wanted is not None else (item.resource for item in self._stored.values())
-        )
-        return next(
-            (item for item in found if isinstance(item, NodeConfig) and item.metadata.name in names), None
-        )
+    def _config(
+        self, put: Mapping[str, tuple[Resource, str]] | None = None, drop: Sequence[str] = ()
+    ) -> NodeConfig | None:
+        """The node's own NodeConfig, as it is or as a change leaves it; the host's is called ``host`` or as the machine is."""
+        for name in sorted(self._names()):
+            reference = f"{NodeConfig.kind}/{name}"
+            if put is not None and reference in put:
+                found: Resource | None = put[reference][0]
+            elif reference in drop or reference not in self._stored:
+                found = None
+            else:
+                found = self._stored[reference].resource
+            if isinstance(found, NodeConfig):
+                return found
+        return None
 
     def _uplinks(self, config: NodeConfig | None) -> tuple[tuple[str, Any], ...]:
         chosen = [
@@ -734,11 +741,16 @@ class Node:
         """The mode that ``auto`` came to on an interface; ``auto`` where nothing is attached yet."""
         return attached_mode(self.name.pins, interface) or "auto"
 
-    def _draft_kernel(self, draft: Draft, pools: Mapping[str, tuple[Pool, ...]]) -> None:
-        """What the kernel's tables and attachments need; loads the programs, unattached, where they are not."""
+    def _draft_kernel(self, draft: Draft, pools: Mapping[str, tuple[Pool, ...]], concerned: Set[str]) -> None:
+        """What the kernel's tables and attachments need; loads the programs, unattached, where they are not.
+
+        Args:
+            draft: The draft; its change and its plan are filled in.
+            pools: The wanted pools, by service.
+            concerned: The services whose pools may be others than before.
+        """
         plan = draft.plan
-        every = [pool for group in pools.values() for pool in group]
-        if not every and not draft.catalogue.inventory.captures:
+        if not any(pools.values()) and not draft.catalogue.inventory.captures:
             plan.detaches = LoadBalancer.exists(self.name.pins)
             return
         kernel = self._kernel
@@ -759,13 +771,13 @@ class Node:
             plan.warnings.append("the connection table changes its size: what fits is copied")
 
         only = None
-        considered = every
         if in_step:
-            before = {pool.key: pool for group in self._pools.values() for pool in group}
-            after = {pool.key: pool for pool in every}
-            changed = {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
-            only = frozenset(key for key in changed if before.get(key) != after.get(key))
+            before = {pool.key: pool for name in concerned for pool in self._pools.get(name, ())}
+            after = {pool.key: pool for name in concerned for pool in pools.get(name, ())}
+            only = frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             considered = [after[key] for key in only if key in after]
+        else:
+            considered = [pool for group in pools.values() for pool in group]
         if not self._repairing:
             refuse_nat_ports(considered, placements, kernel.balancer.tunables)
         if not in_step:
@@ -1328,9 +1340,9 @@ def _summary(change: PoolChange, pool: Pool, moves: Moves | None) -> PoolSummary
     )
 
 
-def _addresses(pools: Mapping[str, tuple[Pool, ...]]) -> Iterator[Address]:
+def _addresses(groups: Iterable[Sequence[Pool]]) -> Iterator[Address]:
     """The addresses that the network must bring to this node."""
-    for group in pools.values():
+    for group in groups:
         for pool in group:
             for frontend in pool.frontends:
                 if frontend.scope == "any":
@@ -1350,7 +1362,7 @@ def _usage(kernel: _Kernel, change: TableChange) -> dict[str, Usage]:
     backends = sum(len(pool.new) - len(pool.gone_rows) for pool in change.pools)
     replaced = {pool.key for pool in change.pools if pool.rebuild or pool.pool is None}
     pages = (
-        sum(tables.used_pages().values())
+        tables.pages_in_use
         - sum(tables.used_pages(replaced).values())
         + sum(pool.pages for pool in change.pools)
     )

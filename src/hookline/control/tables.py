@@ -198,6 +198,11 @@ class Tables:
         """Pages in use, by all pools or these: first page of each table and how many it has."""
         return self.services.tables(pools)
 
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that hold a table."""
+        return int(np.count_nonzero(self.services.taken))
+
     def pool_rows(self, pool: Pool) -> dict[tuple[bytes, int], int]:
         """Rows of a pool's backends by packed address and port."""
         return {
