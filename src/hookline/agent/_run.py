@@ -401,6 +401,7 @@ class Agent:
                 self._checked = documents
 
     def _begin_checks(self, node: Node) -> None:
+        node.watched = True
         self._checked = node.documents
         self._health.start(self._checked, node.health)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from hookline.control.health import ACTIVE, Address, Health, HealthKey, Life, living, rules_of
+from hookline.control.placement import packed
 from hookline.control.pools import Pool, Target
 
 K = TypeVar("K")
@@ -171,6 +172,15 @@ class Lives:
             for service, items in self.leaving.items()
             if any(item.deadline <= now for item in items.values())
         }
+
+    def drained(self, now: float) -> frozenset[tuple[int, bytes, int]]:
+        """Pool, packed address and port of backends that are named still and whose drain is over."""
+        return frozenset(
+            (key.pool, packed(key.address), key.number)
+            for items in self.leaving.values()
+            for key, item in items.items()
+            if item.deadline <= now and not item.removed
+        )
 
     def expired(self, now: float) -> Lives:
         """Without those that are gone by now."""

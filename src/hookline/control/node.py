@@ -387,7 +387,7 @@ class Node:
                 placements = Placements(frozenset(name for name, _ in kernel.uplinks))
                 change = kernel.tables.diff(wanted, placements, only=frozenset(pool.key for pool in wanted))
                 kernel.tables.check_fits(change)
-            retired = kernel.tables.retired(change)
+            retired = kernel.tables.retired(change, lives.drained(now))
             with state.change():
                 if health is None:
                     state.put_lives(lives, services)
@@ -921,7 +921,7 @@ class Node:
             self._neighbours &= {(str(n.address), n.interface) for n in net.neighbours() if n.managed}
         self._resolve_neighbours(draft)
         attachments: list[Attachment] = []
-        retired = kernel.tables.retired(draft.change)
+        retired = kernel.tables.retired(draft.change, draft.lives.drained(boottime()))
         # A redirect's own pods are known before its rows are there, and forgotten after these are gone.
         pods, unknown = self._pod_rows(draft)
         draft.plan.warnings.extend(unknown)

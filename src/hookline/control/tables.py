@@ -226,13 +226,24 @@ class Tables:
         slots = self._balancer.pages[row.table_page : row.table_page + count]
         return slots.reshape(-1)[: row.table_size].copy()
 
-    def retired(self, change: TableChange) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
+    def retired(
+        self, change: TableChange, drained: Set[tuple[int, bytes, int]] = frozenset()
+    ) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
         """Backends that a change takes away altogether: address and port by row and generation.
 
         One that only gets another row, since the way to it changed, stays.
+
+        Args:
+            change: The change, before it is carried out.
+            drained: Pool, packed address and port of backends whose drain is over: those that go down now are found, too.
         """
         found = {}
         for difference in change.pools:
+            for row, state in difference.restated:
+                entry = self.backends[row]
+                port = int(entry["port"].byteswap())
+                if state == STATES["down"] and (difference.key, entry["address"].tobytes(), port) in drained:
+                    found[row, int(entry["generation"])] = (address_of(entry["address"]), port)
             stays = {(item.identity.address, item.identity.port) for item in difference.placed}
             for row in difference.gone_rows:
                 entry = self.backends[row]
