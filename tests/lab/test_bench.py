@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,49 @@ def test_a_row_of_the_data_path() -> None:
     assert row["unit"] == "ns"
     assert row["value"] > 0
     assert labs() <= before
+
+
+def test_rows_of_requests_and_connections_through_services() -> None:
+    """Measured for real, without their goals, which a busy machine misses; what else runs here is not installed everywhere."""
+    before = labs()
+    wanted = [
+        "request-service-p50",
+        "request-service-p99-unpinned",
+        "request-nftables-p50",
+        "connect-1",
+        "connect-10000",
+    ]
+    done = subprocess.run([*COMMAND, "1", *wanted, "--json"], capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    rows = {row["id"]: row for row in document["rows"]}
+    assert rows.keys() | document["left_out"].keys() == set(wanted)
+    assert document["left_out"].keys() <= {"request-nftables-p50"}
+    for name, row in rows.items():
+        assert row["unit"] == ("us" if name.startswith("request") else "/s")
+        assert row["value"] > 0
+        assert row["ratio"] > 0
+        assert ("not pinned" in row["method"]) == name.endswith("unpinned")
+    assert labs() <= before
+
+
+def test_a_way_that_is_not_installed_is_left_out(tmp_path: Path) -> None:
+    """With a PATH that has what a lab needs, and neither nft nor haproxy."""
+    for name in ("sh", "ip"):
+        found = shutil.which(name)
+        assert found
+        (tmp_path / name).symlink_to(found)
+    done = subprocess.run(
+        [*COMMAND, "1", "request-service-p50", "request-haproxy-p50", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert done.stdout, done.stderr
+    document = json.loads(done.stdout)
+    assert [row["id"] for row in document["rows"]] == ["request-service-p50"]
+    assert document["left_out"] == {"request-haproxy-p50": "not installed (apt-get install nftables haproxy)"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

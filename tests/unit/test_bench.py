@@ -59,6 +59,8 @@ def test_a_row_is_medians() -> None:
         ({"most_ratio": 2.0}, True),
         ({"most_ratio": 1.9}, False),
         ({"most": 11.0, "most_ratio": 1.9}, False),
+        ({"least_ratio": 2.0}, True),
+        ({"least_ratio": 2.1}, False),
     ],
 )
 def test_goals(limits: dict[str, float], met: bool) -> None:

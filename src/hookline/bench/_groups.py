@@ -34,6 +34,9 @@ class Group:
 
 _PATHS = {"local": "a backend on the node", "nat": "a translated one beyond", "dsr": "direct server return"}
 
+_CPUS = {"": "on one CPU", "-unpinned": "not pinned"}
+_WAYS = {"service": "a service at connect time", "nftables": "nftables' DNAT", "haproxy": "HAProxy"}
+
 GROUPS = (
     Group({"import-bpf": "importing hookline.bpf"}, "_maps", "import_rows", privileged=False),
     Group({"cli-help": "hookline --help"}, "_control", "start_rows", privileged=False),
@@ -61,5 +64,28 @@ GROUPS = (
         "_control",
         "apply_rows",
         lab=True,
+    ),
+    Group(
+        {
+            f"request-{way}-{percentile}{suffix}": f"a request through {text}, {percentile}, {where}"
+            for suffix, where in _CPUS.items()
+            for way, text in _WAYS.items()
+            for percentile in ("p50", "p99")
+        },
+        "_sockets",
+        "request_rows",
+    ),
+    Group(
+        {
+            f"connect-{number}{suffix}": f"connections to {text}, {where}"
+            for suffix, where in _CPUS.items()
+            for number, text in (
+                ("10000", "one of 10,000 services"),
+                ("10000-drawn", "10,000 services in turn"),
+                ("1", "the only service"),
+            )
+        },
+        "_sockets",
+        "connect_rows",
     ),
 )

@@ -61,6 +61,7 @@ def row(
     most: float | None = None,
     least: float | None = None,
     most_ratio: float | None = None,
+    least_ratio: float | None = None,
 ) -> Row:
     """A row from two series.
 
@@ -75,6 +76,7 @@ def row(
         most: The largest value that reaches the goal.
         least: The smallest value that does.
         most_ratio: The largest ratio that does.
+        least_ratio: The smallest ratio that does.
     """
     value = statistics.median(values)
     ratio = value / statistics.median(reference_values)
@@ -82,6 +84,7 @@ def row(
         *([value <= most] if most is not None else []),
         *([value >= least] if least is not None else []),
         *([ratio <= most_ratio] if most_ratio is not None else []),
+        *([ratio >= least_ratio] if least_ratio is not None else []),
     ]
     met = all(reached) if reached else None
     return Row(name, value, unit, reference, ratio, spread(values), len(values), goal, met, machine(), method)

@@ -139,7 +139,10 @@ def _measure(
                     result.rows.append(row)
                     found(row)
     except LeftOutError as error:
-        result.left_out |= {name: str(error) for name in group.rows if not ids or name in ids}
+        there = {row.id for row in result.rows}
+        result.left_out |= {
+            name: str(error) for name in group.rows if (not ids or name in ids) and name not in there
+        }
 
 
 @contextmanager
