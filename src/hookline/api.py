@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Union
 
 from hookline import control, lab
+from hookline.control import Recovery
 from hookline.lab import Lab, LabError
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import NodeName
@@ -57,6 +59,15 @@ class Node(control.Node):
         self._lab = Lab.open(resolved.lab)
         self._lab.member(f"node/{resolved.node}")
         super().__init__(resolved, before_change=self._refuse_taken, on_change=self._announce)
+
+    def recover(self, *, drop_unclaimed: bool = False) -> Recovery:
+        """As `control.Node.recover`; a lab tells its node again who is there, which a lost state does not know."""
+        found = super().recover()
+        if found.lost and self.name.lab is not None:
+            self.apply(self._lab.resources(), owner=OWNER)
+        if found.lost and drop_unclaimed:
+            super().recover(drop_unclaimed=True)
+        return replace(found, unclaimed=self.check_state().unclaimed)
 
     def _refuse_taken(self, _: control.Node, addresses: frozenset[Address]) -> None:
         """Refuses services on another member's address: the lab's network would have two ways to it."""

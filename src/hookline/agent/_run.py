@@ -463,7 +463,18 @@ class Agent:
 
     async def _start(self) -> None:
         """The files, then what somebody else changed while no agent was there. Only a node that is not there ends it."""
-        await self.worker.call(lambda node: node.resources())
+        state = await self.worker.call(lambda node: node.recover())
+        if not state.healthy:
+            log.warning(
+                "the wanted state was lost, or a part of it; what the kernel serves goes on",
+                extra=fields(
+                    why=state.lost,
+                    kept_at=str(state.kept_at or ""),
+                    taken_over=len(state.restored),
+                    lost=list(state.unreadable),
+                    unclaimed=[str(one) for one in state.unclaimed],
+                ),
+            )
         if self.files:
             await self.bring_files()
         with contextlib.suppress(HooklineError):

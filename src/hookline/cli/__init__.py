@@ -32,6 +32,7 @@ COMMANDS = {
     "delete": Command("objects", "Remove objects"),
     "rollback": Command("objects", "Go back to what was wanted before the last changes"),
     "agent": Command("agent", "Keep a node: watch files, repair drift, answer other commands"),
+    "state": Command("state", "A node's wanted state: check its file, repair it"),
     "lab": Command("lab", "A small cluster of network namespaces on this machine"),
     "programs": Command("programs", "The eBPF programs of this machine: list, inspect, dump, load"),
     "maps": Command("maps", "The eBPF maps of this machine: list, dump, watch"),

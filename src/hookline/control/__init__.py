@@ -5,13 +5,22 @@ hold, `state` keeps what is wanted, and the programs themselves are `hookline.da
 objects of users' own.
 """
 
-from hookline.control._errors import Conflict, ControlError, DoesNotFit, NotThere, StateError, TableRefused
+from hookline.control._errors import (
+    Conflict,
+    ControlError,
+    DoesNotFit,
+    NotThere,
+    StateDamaged,
+    StateError,
+    TableRefused,
+)
 from hookline.control.drift import Repair, Repaired
 from hookline.control.moves import Moves
 from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolStatus, load
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
+from hookline.control.recovery import Recovery, Unclaimed
 from hookline.control.state import Generation
 
 __all__ = [
@@ -31,12 +40,15 @@ __all__ = [
     "Pool",
     "PoolStatus",
     "PoolSummary",
+    "Recovery",
     "Repair",
     "Repaired",
     "ResourceChange",
+    "StateDamaged",
     "StateError",
     "TableRefused",
     "Target",
+    "Unclaimed",
     "Usage",
     "load",
 ]

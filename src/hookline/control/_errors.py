@@ -42,3 +42,7 @@ class NotThere(ControlError):  # noqa: N818
 
 class StateError(ControlError):
     """The node's wanted state cannot be read or written."""
+
+
+class StateDamaged(StateError):  # noqa: N818
+    """The file of the node's wanted state does not hold what was written to it."""

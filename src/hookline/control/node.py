@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from hookline import bpf, model, net
-from hookline.control._errors import Conflict, ControlError, NotThere
+from hookline.control._errors import Conflict, ControlError, NotThere, StateDamaged
 from hookline.control.catalogue import Catalogue
 from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
 from hookline.control.health import Health, HealthKey
@@ -32,8 +32,9 @@ from hookline.control.placement import Placement, Placements, packed, refuse_nat
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pods import PodRows, PodTable, cookies, pod_rows, treatment
 from hookline.control.pools import Pool, Target
+from hookline.control.recovery import Recovery, Unclaimed, unclaimed
 from hookline.control.rows import ServiceRow
-from hookline.control.state import STATE_FILE, Generation, State, Stored, locked
+from hookline.control.state import STATE_FILE, Generation, State, Stored, locked, salvage
 from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
 from hookline.datapath import hooks
 from hookline.datapath.loadbalancer.balancer import (
@@ -66,6 +67,7 @@ NO_CONNECT_TIME = "pods of this node and the node itself do not reach services"
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
+STATE_GONE = "there was no state file, or an empty one, and the kernel has services"
 _SHOWN_SOURCES = 5
 
 
@@ -186,6 +188,8 @@ class Node:
         self._neighbours: set[tuple[str, str]] = set()
         self._forwarded: set[int] = set()
         self._repairing = False
+        # Why the state was lost, as long as the kernel serves what no object wants; see recovery.
+        self._lost = ""
         self._kernel: _Kernel | None = None
 
     def close(self) -> None:
@@ -193,9 +197,7 @@ class Node:
         if self._kernel is not None:
             self._kernel.balancer.close()
             self._kernel = None
-        if self._state is not None:
-            self._state.close()
-            self._state = None
+        self._close_state()
 
     def __enter__(self) -> Self:
         return self
@@ -285,6 +287,69 @@ class Node:
             if draft.plan.loads:
                 self._forget_kernel()
             return draft.plan
+
+    def check_state(self) -> Recovery:
+        """Reads all of the wanted state, and what the kernel serves beyond it; changes nothing.
+
+        Raises:
+            StateError: The file cannot be read, though it may be in order.
+        """
+        self._namespace()
+        with locked(self.name.state_dir), self._inside():
+            damage = self._damage()
+            if damage:
+                return Recovery(damage, damage, unclaimed=self._unclaimed(frozenset()))
+            if self._state is None and not (self.name.state_dir / STATE_FILE).exists():
+                without = self._unclaimed(frozenset())
+                return Recovery(lost=STATE_GONE if without else "", unclaimed=without)
+            self._opened_state()
+            self._refresh()
+            return Recovery(lost=self._lost, unclaimed=self._unclaimed())
+
+    def recover(self, *, drop_unclaimed: bool = False) -> Recovery:
+        """Has a state that can be worked with, whatever became of its file, and the kernel go on serving.
+
+        A damaged file is moved away, and the objects in it that are what was written are taken over. The services of the
+        kernel that no object wants then stay until they are claimed; see `recovery`. Nothing happens where all is well.
+
+        Args:
+            drop_unclaimed: Remove them: what is wanted is all there is.
+
+        Raises:
+            StateError: The file cannot be moved or written.
+        """
+        with self._locked():
+            damage = self._damage()
+            saved = None
+            if damage:
+                self._close_state()
+                saved = salvage(self.name.state_dir)
+                state = self._opened_state()
+                with state.change():
+                    state.put(saved.stored)
+                    state.mark_lost(damage)
+            self._opened_state()
+            self._refresh()
+            lost = self._lost
+            if lost and drop_unclaimed:
+                with self._opened_state().change():
+                    self._opened_state().mark_lost("")
+                self._lost = ""
+                self._forget_kernel()  # all of it is to be compared with what is wanted
+            if lost:
+                self._repairing = True
+                try:
+                    self._carry_out(self._draft([]))
+                finally:
+                    self._repairing = False
+            return Recovery(
+                damage,
+                lost,
+                saved.path if saved else None,
+                tuple(item.resource.reference for item in saved.stored) if saved else (),
+                saved.unreadable if saved else (),
+                self._unclaimed() if self._lost else (),
+            )
 
     def repair(self, *, full: bool = False) -> Repaired:
         """Reads the kernel again, and mends what is not as it was left.
@@ -484,6 +549,10 @@ class Node:
                 for frontend in pool.frontends:
                     if frontend.scope == "any":
                         found.setdefault(frontend.address, set()).update(direct)
+            if self._lost:
+                for one in self._unclaimed():
+                    for address in one.addresses:
+                        found.setdefault(address, set()).update(one.direct)
             return {address: frozenset(backends) for address, backends in found.items()}
 
     def sockets(self) -> dict[BackendRow, int]:
@@ -724,7 +793,11 @@ class Node:
             connect_time=self._cgroup(config)[0] is not None,
         )
         if config is None:
-            return tunables
+            # Maps of other sizes are made anew: not as long as a configuration may be missing that asked for these.
+            if not self._lost or LoadBalancer.pinned_digest(self.name.pins) == tunables.digest:
+                return tunables
+            sizes: dict[str, Any] = LoadBalancer.pinned_sizes(self.name.pins)
+            return replace(tunables, **sizes)
         maps, ports = config.spec.maps, config.spec.nat
         return replace(
             tunables,
@@ -750,8 +823,12 @@ class Node:
             concerned: The services whose pools may be others than before.
         """
         plan = draft.plan
-        if not any(pools.values()) and not draft.catalogue.inventory.captures:
-            plan.detaches = LoadBalancer.exists(self.name.pins)
+        if (
+            not any(pools.values())
+            and not draft.catalogue.inventory.captures
+            and not (self._lost and self._pools)
+        ):
+            plan.detaches = LoadBalancer.exists(self.name.pins) and not self._lost
             return
         kernel = self._kernel
         in_step = kernel is not None and kernel.is_in_step(draft.config)
@@ -778,6 +855,9 @@ class Node:
             considered = [after[key] for key in only if key in after]
         else:
             considered = [pool for group in pools.values() for pool in group]
+        if self._lost:
+            every = [pool for group in pools.values() for pool in group]
+            only, considered = self._claimed(plan, kernel.tables, every, considered, only)
         if not self._repairing:
             refuse_nat_ports(considered, placements, kernel.balancer.tunables)
         if not in_step:
@@ -792,9 +872,32 @@ class Node:
             ]
         draft.change = kernel.tables.diff(considered, placements, only=only)
         kernel.tables.check_fits(draft.change)
-        self._note_placements(draft, considered, placements, full=only is None)
+        self._note_placements(draft, considered, placements, full=not in_step)
         plan.pools = [self._summary(change) for change in draft.change.pools]
         plan.usage = _usage(kernel, draft.change)
+
+    def _claimed(
+        self,
+        plan: Plan,
+        tables: Tables,
+        every: Sequence[Pool],
+        considered: Sequence[Pool],
+        only: frozenset[int] | None,
+    ) -> tuple[frozenset[int], list[Pool]]:
+        """While the state is lost: which pools a change may touch, and those of them that it brings about."""
+        wanted = {pool.key for pool in every}
+        before = {pool.key for group in self._pools.values() for pool in group}
+        kept = {pool.key for pool in considered if not pool.targets and len(tables.rows_of(pool.key))}
+        for pool in considered:
+            if pool.key in kept:
+                plan.warnings.append(
+                    f"{pool.service} port {pool.port}: no object describes a backend of it since the state was lost; "
+                    "those that the kernel has stay"
+                )
+        for one in unclaimed(tables, wanted | before):
+            plan.warnings.append(f"{one}: no object wants it since the state was lost; it stays as it is")
+        may = (frozenset(wanted | before) if only is None else only) - kept
+        return may, [pool for pool in considered if pool.key not in kept]
 
     def _note_placements(
         self, draft: Draft, pools: Sequence[Pool], placements: Placements, *, full: bool
@@ -882,6 +985,9 @@ class Node:
                 self._forget_kernel()
                 raise
             state.put_neighbours(self._neighbours)
+            if self._lost and self._is_whole(draft):
+                state.mark_lost("")
+                self._lost = ""
         draft.plan.generation = generation
         state.changed_elsewhere()
         if self._kernel is not None:
@@ -895,6 +1001,33 @@ class Node:
         if self._on_change is not None:
             self._on_change(self)
         return applied
+
+    def _is_whole(self, draft: Draft) -> bool:
+        """Whether all that the kernel serves is wanted again, with backends that objects describe."""
+        pools = [pool for group in draft.pools.values() for pool in group]
+        if self._unclaimed(frozenset(pool.key for pool in pools)):
+            return False
+        tables = self._kernel.tables if self._kernel is not None else None
+        return tables is None or all(pool.targets or not len(tables.rows_of(pool.key)) for pool in pools)
+
+    def _unclaimed(self, wanted: frozenset[int] | None = None) -> tuple[Unclaimed, ...]:
+        """Services of the kernel that no object wants."""
+        if wanted is None:
+            wanted = frozenset(pool.key for group in self._pools.values() for pool in group)
+        if self._kernel is None and LoadBalancer.pinned_services(self.name.pins) == 0:
+            return ()
+        with self._opened() as kernel:
+            return unclaimed(kernel.tables, wanted)
+
+    def _damage(self) -> str:
+        """What is wrong with the state's file, as far as reading all of it shows; empty: nothing, or there is none."""
+        if not (self.name.state_dir / STATE_FILE).exists():
+            return ""
+        try:
+            self._opened_state().check()
+        except StateDamaged as error:
+            return error.why
+        return ""
 
     def _unowned(self, draft: Draft) -> list[str]:
         """References of the objects that change and that no owner has, before or after."""
@@ -935,7 +1068,8 @@ class Node:
             attachments, kernel = self._activate(draft, kernel)
         if not fresh:
             kernel.tables.carry_out(draft.change)
-        PodTable(kernel.balancer.maps["pods"]).keep_only(pods)
+        if not self._lost:  # else rows of documents that were lost would go
+            PodTable(kernel.balancer.maps["pods"]).keep_only(pods)
         self._end_sockets(draft.plan, kernel.balancer.maps["sockets"], retired)
         return attachments
 
@@ -1005,6 +1139,8 @@ class Node:
             wanted = set(sorted(wanted)[:RESOLVED_NEIGHBOURS_MAX])
         for address, interface in wanted - self._neighbours:
             net.keep_resolved(_address(address), interface)
+        if self._lost:
+            wanted |= self._neighbours  # those of services that nobody claimed yet are among them
         self._forget_neighbours(self._neighbours - wanted)
         self._neighbours = wanted
 
@@ -1110,7 +1246,7 @@ class Node:
             Plan(), {}, [], TableChange(), kernel.config, catalogue=self._catalogue, pools=self._pools
         )
         pods, _ = self._pod_rows(draft)
-        return not PodTable(kernel.balancer.maps["pods"]).holds(pods)
+        return not self._lost and not PodTable(kernel.balancer.maps["pods"]).holds(pods)
 
     def _lost_neighbours(self) -> list[Repair]:
         """Next hops that the kernel no longer keeps resolved."""
@@ -1144,18 +1280,31 @@ class Node:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """The node's lock, its network namespace, and a fresh view of its state."""
+        with self._locked():
+            self._opened_state()
+            self._refresh()
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         self._namespace()
         with locked(self.name.state_dir), self._inside():
             bpf.pin.check_lasting()
             bpf.ensure_bpffs()
-            self._opened_state()
-            self._refresh()
             yield
 
     def _opened_state(self) -> State:
         if self._state is None:
             self._state = State(self.name.state_dir)
+            if self._state.fresh and LoadBalancer.pinned_services(self.name.pins):
+                with self._state.change():
+                    self._state.mark_lost(STATE_GONE)
         return self._state
+
+    def _close_state(self) -> None:
+        if self._state is not None:
+            self._state.close()
+            self._state = None
 
     def _refresh(self) -> None:
         """Reads the wanted state again if another process changed it, and forgets what was known of the kernel."""
@@ -1169,10 +1318,10 @@ class Node:
             self._stored = state.resources()
             self._neighbours = state.neighbours()
             self._lives = state.lives()
+            self._lost = state.lost()
         except BaseException:
             # The next look must not take what was not read for known.
-            state.close()
-            self._state = None
+            self._close_state()
             raise
         self._catalogue, self._pools = Catalogue(), {}
         self._hops = {}

@@ -9,11 +9,16 @@ A `source` is what set a resource: a file's path, or the name of an owner that a
 Every change of objects that no owner has is a generation: its number, time, what asked for it, and each object before and
 after. The last `KEPT_GENERATIONS` are kept. What they hold is enough to go back to each: an object is then what it was before
 the oldest generation that is undone.
+
+SQLite sees when its own structure is damaged, not when a letter of a document changes: each document is sealed with a hash over
+it, its reference and its source. `salvage` moves a damaged file away and gives what can still be trusted. A state that was lost,
+in part or whole, carries a mark until every service that the kernel has is wanted by an object again (see `recovery`).
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -24,15 +29,17 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
-from hookline.control._errors import StateError
+from hookline.control._errors import StateDamaged, StateError
 from hookline.control.health import ACTIVE, Health, HealthKey
 from hookline.control.lives import Leaving, LeavingKey, Lives, boot_id
+from hookline.control.pools import State as BackendState
 from hookline.control.pools import Target
+from hookline.errors import HooklineError
 from hookline.model import Resource, parse
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT_GENERATIONS = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -81,8 +88,15 @@ CREATE TABLE IF NOT EXISTS leaving (
     boot     TEXT NOT NULL,
     PRIMARY KEY (service, pool, address, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
 """
 STATE_FILE = "state.db"
+DAMAGED_FILE = "state.db.damaged"
+_LOST = "lost"
+_SEAL_BYTES = 8
 LOCK_POLL_SECONDS = 0.05
 
 
@@ -129,7 +143,11 @@ class State:
     Args:
         folder: Where ``state.db`` and ``lock`` are; made when it is missing.
 
+    Attributes:
+        fresh: There was no file, or an empty one.
+
     Raises:
+        StateDamaged: The file does not hold what was written to it.
         StateError: The folder or the file cannot be made, read or written.
     """
 
@@ -137,16 +155,16 @@ class State:
         self.folder = folder
         self.path = folder / STATE_FILE
         self._data_version = -1
+        self.fresh = False
         with self._explained("opened"):
             folder.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            if version < SCHEMA_VERSION:  # every layout so far has the tables of the one before, and more
-                self._connection.executescript(SCHEMA)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        try:
+            with self._explained("opened"):
+                version = self._prepare()
+        except BaseException:
+            self.close()
+            raise
         if version > SCHEMA_VERSION:
             self.close()
             raise StateError(
@@ -154,6 +172,18 @@ class State:
                 why=f"it has layout {version}, this version knows up to {SCHEMA_VERSION}",
                 remedy="use that version, or move the file away and apply again",
             )
+
+    def _prepare(self) -> int:
+        """Sets up the connection, makes the tables that are missing, and gives the layout's number."""
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        self.fresh = version == 0
+        if version < SCHEMA_VERSION:  # every layout so far has the tables of the one before, and more
+            self._connection.executescript(SCHEMA)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return version
 
     def close(self) -> None:
         """Closes the file."""
@@ -186,7 +216,35 @@ class State:
             rows = self._connection.execute(
                 "SELECT reference, source, document FROM resources ORDER BY rowid"
             ).fetchall()
-        return {reference: Stored(parse(json.loads(text)), source) for reference, source, text in rows}
+            documents = [(one[0], one[1], _unsealed(*one)) for one in rows]
+        return {reference: Stored(parse(document), source) for reference, source, document in documents}
+
+    def check(self) -> None:
+        """Reads everything and has SQLite check its own structure.
+
+        Raises:
+            StateDamaged: Saying what is wrong.
+        """
+        with self._explained("read"):
+            problems = [one for (one,) in self._connection.execute("PRAGMA quick_check(5)") if one != "ok"]
+            if problems:
+                raise sqlite3.DatabaseError("; ".join(problems))
+            rows = self._connection.execute(
+                "SELECT reference, source, document FROM resources UNION ALL "
+                "SELECT reference, source_before, document_before FROM generation_changes WHERE document_before IS NOT NULL "
+                "UNION ALL "
+                "SELECT reference, source_after, document_after FROM generation_changes WHERE document_after IS NOT NULL"
+            )
+            for row in rows:
+                _unsealed(*row)
+        self.neighbours()
+        self.lives()
+
+    def lost(self) -> str:
+        """Why the state, or a part of it, was lost and is not whole again; empty where it is."""
+        with self._explained("read"):
+            row = self._connection.execute("SELECT value FROM marks WHERE name = ?", (_LOST,)).fetchone()
+        return row[0] if row else ""
 
     def neighbours(self) -> set[tuple[str, str]]:
         """The (address, interface) pairs whose neighbour entries Hookline made."""
@@ -223,9 +281,10 @@ class State:
                 "WHERE reference = one.reference AND generation >= ?) ORDER BY reference",
                 (number,),
             ).fetchall()
+            documents = [(one[0], one[1], _unsealed(*one) if one[2] is not None else None) for one in rows]
         return {
-            reference: None if text is None else Stored(parse(json.loads(text)), source)
-            for reference, source, text in rows
+            reference: None if document is None else Stored(parse(document), source)
+            for reference, source, document in documents
         }
 
     def lives(self) -> Lives:
@@ -238,16 +297,19 @@ class State:
                 "SELECT service, pool, address, number, weight, name, deadline, removed FROM leaving WHERE boot = ?",
                 (boot_id(),),
             ).fetchall()
-        healths: dict[str, dict[HealthKey, Health]] = {}
-        for service, port, protocol, address, number, state, share in health:
-            key = HealthKey(service, port, protocol, ip_address(address), number)
-            healths.setdefault(service, {})[key] = Health(state, share)
-        leavings: dict[str, dict[LeavingKey, Leaving]] = {}
-        for service, pool, text, number, weight, name, deadline, removed in leaving:
-            address = ip_address(text)
-            target = Target(address, number, weight, name, "draining")
-            leaver = LeavingKey(service, int(pool), address, number)
-            leavings.setdefault(service, {})[leaver] = Leaving(target, deadline, bool(removed))
+        with self._explained("read"):
+            healths: dict[str, dict[HealthKey, Health]] = {}
+            for service, port, protocol, address, number, state, share in health:
+                if state not in get_args(BackendState):
+                    raise ValueError(f"{state!r} is no state of a backend")
+                key = HealthKey(service, port, protocol, ip_address(address), number)
+                healths.setdefault(service, {})[key] = Health(state, share)
+            leavings: dict[str, dict[LeavingKey, Leaving]] = {}
+            for service, pool, text, number, weight, name, deadline, removed in leaving:
+                address = ip_address(text)
+                target = Target(address, number, weight, name, "draining")
+                leaver = LeavingKey(service, int(pool), address, number)
+                leavings.setdefault(service, {})[leaver] = Leaving(target, deadline, bool(removed))
         return Lives(healths, leavings)
 
     # -- writing
@@ -276,7 +338,13 @@ class State:
                 "INSERT INTO resources VALUES (?, ?, ?) ON CONFLICT (reference) DO UPDATE "
                 "SET source = excluded.source, document = excluded.document",
                 [
-                    (item.resource.reference, item.source, json.dumps(item.resource.to_document()))
+                    (
+                        item.resource.reference,
+                        item.source,
+                        _sealed(
+                            item.resource.reference, item.source, json.dumps(item.resource.to_document())
+                        ),
+                    )
                     for item in stored
                 ],
             )
@@ -323,6 +391,13 @@ class State:
             self._connection.execute(
                 "DELETE FROM generations WHERE number <= ?", ((number or 0) - KEPT_GENERATIONS,)
             )
+
+    def mark_lost(self, why: str) -> None:
+        """Notes why the state was lost; empty: it is whole again."""
+        with self._explained("written"):
+            self._connection.execute("DELETE FROM marks WHERE name = ?", (_LOST,))
+            if why:
+                self._connection.execute("INSERT INTO marks VALUES (?, ?)", (_LOST, why))
 
     def put_neighbours(self, pairs: set[tuple[str, str]]) -> None:
         """Notes exactly these neighbour entries as made by Hookline."""
@@ -373,18 +448,111 @@ class State:
     def _explained(self, deed: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, sqlite3.OperationalError) as error:
+        except (OSError, sqlite3.Error, ValueError) as error:
+            if is_damage(error):
+                raise StateDamaged(
+                    f"the node's state cannot be {deed}: {self.path}",
+                    why=f"it is damaged: {error}; the kernel goes on as it is",
+                    remedy="hookline state repair keeps the file, takes over what can be read, and goes on",
+                ) from error
             raise StateError(
                 f"the node's state cannot be {deed}: {self.path}",
                 why=_reason(error),
                 remedy="check the folder's permissions and free space, or set HOOKLINE_STATE to another folder",
             ) from error
-        except sqlite3.Error as error:
-            raise StateError(
-                f"the node's state cannot be {deed}: {self.path}",
-                why=f"it is damaged: {error}; the kernel goes on as it is",
-                remedy="move the file away and apply everything again",
-            ) from error
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error means that the file does not hold what was written to it."""
+    if isinstance(error, sqlite3.OperationalError):
+        name = getattr(error, "sqlite_errorname", "")
+        return name in ("SQLITE_IOERR_SHORT_READ", "SQLITE_CORRUPT") or str(error).startswith(
+            ("no such table", "no such column", "Could not decode", "table ")
+        )
+    return isinstance(error, sqlite3.Error | ValueError)
+
+
+def _sealed(reference: str, source: str, text: str) -> str:
+    return f"{_seal(reference, source, text)} {text}"
+
+
+def _seal(reference: str, source: str, text: str) -> str:
+    content = "\0".join((reference, source, text)).encode()
+    return hashlib.blake2b(content, digest_size=_SEAL_BYTES, person=b"state").hexdigest()
+
+
+def _unsealed(reference: str, source: str, text: str) -> Any:
+    """The document of a row.
+
+    Raises:
+        ValueError: It is not what was written.
+    """
+    if not text.startswith("{"):  # else of a version that sealed nothing
+        seal, _, text = text.partition(" ")
+        if seal != _seal(reference, source, text):
+            raise ValueError(f"{reference} is not what was written")
+    return json.loads(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What was left of a damaged file.
+
+    Attributes:
+        path: Where the file was moved to.
+        stored: The objects that are what was written.
+        unreadable: References of those that are not, as far as they have any.
+    """
+
+    path: Path
+    stored: tuple[Stored, ...]
+    unreadable: tuple[str, ...]
+
+
+def salvage(folder: Path) -> Salvage:
+    """Moves a damaged file away and reads what can be trusted of it. The node's lock is held, and nobody has the file open.
+
+    A file that was moved away before is replaced.
+    """
+    path = folder / STATE_FILE
+    moved = folder / DAMAGED_FILE
+    for suffix in ("", "-wal", "-shm"):
+        source, target = path.with_name(path.name + suffix), moved.with_name(moved.name + suffix)
+        target.unlink(missing_ok=True)
+        if source.exists():
+            source.rename(target)
+    found: dict[str, Stored] = {}
+    unreadable: dict[str, None] = {}
+    for reference, source_text, text in _readable_rows(moved):
+        try:
+            resource = parse(_unsealed(reference, source_text, text))
+            if resource.reference != reference:
+                raise ValueError(reference)
+            found[reference] = Stored(resource, source_text)
+        except (ValueError, TypeError, AttributeError, HooklineError):
+            unreadable[str(reference)] = None
+    return Salvage(moved, tuple(found.values()), tuple(name for name in unreadable if name not in found))
+
+
+def _readable_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Rows of ``resources``: from the first on up to where it is damaged, and from the last on down to there."""
+    for order in ("", " DESC"):
+        try:
+            connection = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error:
+            return
+        connection.text_factory = lambda data: data.decode(errors="replace")
+        try:
+            rows = connection.execute(
+                f"SELECT reference, source, document FROM resources ORDER BY rowid{order}"
+            )
+            while (row := rows.fetchone()) is not None:
+                yield row
+            return
+        except sqlite3.Error:
+            continue
+        finally:
+            connection.close()
 
 
 @contextmanager

@@ -209,6 +209,11 @@ class Tables:
             (identity.address, identity.port): row for identity, row in self._pools.get(pool.key, {}).items()
         }
 
+    def rows_of(self, pool: int) -> NDArray[np.void]:
+        """Copies of the rows of ``backends`` that a pool has, by the pool's key."""
+        rows: NDArray[np.void] = self._backends[sorted(self._pools.get(pool, {}).values())]
+        return rows
+
     def backends_in_use(self) -> int:
         """Active rows."""
         return int(np.count_nonzero(self._backends["flags"]))

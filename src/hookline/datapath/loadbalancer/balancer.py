@@ -207,6 +207,41 @@ class LoadBalancer:
         return any((pins / kind).is_dir() for kind in ("maps", "programs", "links"))
 
     @classmethod
+    def pinned_services(cls, pins: Path) -> int:
+        """How many rows the pinned map of services has; 0 where there is none."""
+        path = pins / "maps" / "services"
+        if not path.exists():
+            return 0
+        with bpf.Map.from_pin(path) as services:
+            return len(services)
+
+    @classmethod
+    def pinned_digest(cls, pins: Path) -> int:
+        """The digest of the object and tunables that are pinned; 0 where nothing whole is."""
+        path = pins / "maps" / "settings"
+        if not path.exists():
+            return 0
+        with bpf.Map.from_pin(path) as settings:
+            return int(settings[0]["digest"]) if "digest" in (settings.value_dtype.names or ()) else 0
+
+    @classmethod
+    def pinned_sizes(cls, pins: Path) -> dict[str, int]:
+        """The sizes of the pinned maps, by the name that `Tunables` has for each."""
+        names = {
+            "connections": "connections",
+            "affinity": "affinity",
+            "services": "services",
+            "backends": "backends",
+            "maglev_pages": "maglev",
+        }
+        found = {}
+        for name, table in names.items():
+            if (pins / "maps" / table).exists():
+                with bpf.Map.from_pin(pins / "maps" / table) as pinned:
+                    found[name] = pinned.max_entries
+        return found
+
+    @classmethod
     def pinned(cls, pins: Path) -> LoadBalancer | None:
         """What is pinned there, for reading, whatever it was loaded with; None where it is not whole."""
         return cls._adopt(pins, None)
