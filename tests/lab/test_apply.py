@@ -705,7 +705,7 @@ def test_a_damaged_state_file(node: Place) -> None:
         what, why, remedy = error(done)
         assert str(path) in what
         assert "damaged" in why
-        assert "move the file away" in remedy
+        assert "hookline state repair" in remedy
         assert done.status == 1
         assert node.answer().startswith("default/p")
     finally:

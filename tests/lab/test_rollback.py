@@ -17,7 +17,7 @@ import pytest
 
 from hookline import api, cli, lab
 from hookline.control import ControlError, NotThere
-from hookline.control.state import KEPT_GENERATIONS, State
+from hookline.control.state import KEPT_GENERATIONS, State, Stored
 from hookline.lab import Lab, LabError
 from tests.lab.conftest import document, pod
 
@@ -240,7 +240,7 @@ def test_what_an_owner_took_over_stays(node: api.Node, write: Callable[..., Path
     node.apply(extra)
     lab_objects = [one for one in node.resources() if node.source_of(one.reference) == "lab"]
     with State(node.name.state_dir) as state, state.change():  # as when its owner had taken it over
-        state._connection.execute("UPDATE resources SET source = 'lab' WHERE reference = 'Namespace/extra'")
+        state.put([Stored(extra, "lab")])
     try:
         plan = node.rollback(numbers(node)[1] - 1).plan
         assert plan.warnings[0] == "Namespace/extra belongs to the lab now and stays as it is"
