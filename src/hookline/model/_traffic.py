@@ -177,7 +177,7 @@ class HealthCheck(Own):
         service: The service's name in a grpc check; empty: the server as a whole.
         interval_seconds: From the start of one check to the start of the next.
         timeout_seconds: A check without an answer for so long has failed; never longer than the interval.
-        jitter_percent: Each interval is this much shorter or longer at random, so that checks do not come all at once.
+        jitter_percent: Each interval is up to so much shorter, at random, so that checks do not come all at once.
         rise: Checks in a row that must succeed before a backend that is down gets connections.
         fall: Checks in a row that must fail before it gets none.
     """
