@@ -368,3 +368,32 @@ def _text(packed: bytes) -> str:
 
 def _ends_of(packet: Packet) -> Ends:
     return Outcome("", bytes(packet), "", 0, False, b"").ends
+
+
+@EACH_FAMILY
+@EACH_MODE
+def test_connections_to_no_backend_are_refused(
+    make_attached: Callable[..., Attached], scene: Scene, version: int, mode: Mode
+) -> None:
+    """A real client's: the answers' checksums are right, and its stack finds its socket by them."""
+    attached = make_attached(tx_by_redirect=1, check_mtu=int(mode == "native"))
+    lb = attached.balancer
+    for protocol in ("TCP", "UDP"):
+        lb.service(packets.SERVICE[version], protocol=protocol)
+    attached.attach("uplink", mode=mode)
+    with net.inside(scene.client):
+        stream = socket.socket(FAMILY[version], socket.SOCK_STREAM)
+        datagram = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
+    with stream, datagram:
+        for one in (stream, datagram):
+            one.settimeout(10)
+        with pytest.raises(ConnectionRefusedError):
+            stream.connect((packets.SERVICE[version], 80))
+        datagram.connect((packets.SERVICE[version], 80))
+        for size in (0, 1, 777, 1400):
+            datagram.send(bytes(size))
+            with pytest.raises(ConnectionRefusedError):
+                datagram.recv(1)
+    totals = lb.totals()
+    assert totals.answered[0] == 1 + 4
+    assert totals.reasons["no_backend"][0] == totals.answered[0]
