@@ -69,6 +69,7 @@ class Files:
         self.folders = tuple(os.path.abspath(p) for p in given if os.path.isdir(p) or p.endswith("/"))
         self.single = tuple(os.path.abspath(p) for p in given if os.path.abspath(p) not in self.folders)
         self.known: dict[str, WatchedFile] = {}
+        self._owners: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self.folders or self.single)
@@ -147,7 +148,9 @@ class Files:
             if known.problem is not None:
                 log.info("file is good again", extra=fields(file=path))
             known.problem = None
+            self._disown(path)
             known.references = frozenset(one.reference for one in resources)
+            self._owners |= dict.fromkeys(known.references, path)
             if not resources and known.signature is None:
                 del self.known[path]
         counts = {
@@ -185,28 +188,36 @@ class Files:
 
     def _without_duplicates(self, read: dict[str, list[Resource]]) -> dict[str, list[Resource]]:
         """Refuses files that describe what another watched file does."""
-        owners = {
-            reference: path
-            for path, known in self.known.items()
-            if path not in read
-            for reference in known.references
-        }
+        claimed: dict[str, str] = {}
         good = {}
+
+        def owner(reference: str, path: str) -> str | None:
+            other = claimed.get(reference) or self._owners.get(reference)
+            # One that is read as well lets go of what it no longer has.
+            if other is None or other == path or (other in read and reference not in claimed):
+                return None
+            return other
+
         for path, resources in read.items():
-            twice = next((one for one in resources if one.reference in owners), None)
+            twice = next((one for one in resources if owner(one.reference, path)), None)
             if twice is not None:
                 error = Conflict(
                     f"{path}: {twice.reference}",
-                    why=f"the same object is already in {owners[twice.reference]}",
+                    why=f"the same object is already in {owner(twice.reference, path)}",
                     remedy="keep one of them",
                 )
                 self._refuse(path, error)
                 # What it last said stays its own.
-                owners |= dict.fromkeys(self.known[path].references, path)
+                claimed |= dict.fromkeys(self.known[path].references, path)
                 continue
             good[path] = resources
-            owners |= {one.reference: path for one in resources}
+            claimed |= {one.reference: path for one in resources}
         return good
+
+    def _disown(self, path: str) -> None:
+        for reference in self.known[path].references:
+            if self._owners.get(reference) == path:
+                del self._owners[reference]
 
     def _refuse(self, path: str, error: HooklineError) -> None:
         known = self.known[path]

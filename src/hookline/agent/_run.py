@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import os
 import signal
 import socket
@@ -481,6 +483,7 @@ class Agent:
             await self.check()
         await self.worker.call(_found)
         await self.worker.call(self._begin_checks)
+        _settle_memory()
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[Watcher | None]:
@@ -534,6 +537,15 @@ class Agent:
             error = None if task.cancelled() else task.exception()
             if error is not None and self.failure is None:
                 raise error
+
+
+def _settle_memory() -> None:
+    """What was read at the start stays: the collector need not look at it again and again, and what reading took goes back."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # a C library without it keeps the memory
 
 
 def _found(node: Node) -> None:

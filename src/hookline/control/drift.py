@@ -81,6 +81,7 @@ class TableWatch:
         self._balancer = balancer
         self._tables = tables
         self._sums: dict[tuple[int, int], int] = {}
+        self._whole: tuple[int, ...] | None = None
 
     def compare(self, pools: Iterable[Pool]) -> TableDrift:
         """Reads the maps and compares them with the mirror.
@@ -89,6 +90,10 @@ class TableWatch:
             pools: All that is wanted, as it was carried out.
         """
         drift = TableDrift()
+        whole = self._checksums()
+        if whole == self._whole:
+            return drift  # nobody wrote anything since it was last found well
+        self._whole = None
         mirror = self._tables.services
         found = self._tables.read_services()
         drift.lost = {key: row for key, row in mirror.items() if found.get(key) != row}
@@ -97,7 +102,17 @@ class TableWatch:
         if backends.tobytes() != self._tables.backends.tobytes():
             drift.backends = np.flatnonzero(backends != self._tables.backends).tolist()
         drift.tables = set(self._changed_tables(pools))
+        if not drift:
+            self._whole = whole
         return drift
+
+    def _checksums(self) -> tuple[int, ...]:
+        """Of all rows and slots, in the order in which the kernel has them."""
+        maps = self._balancer.maps
+        keys, values = maps["services"].read()
+        backends = maps["backends"].read()[1]
+        parts = (keys, values, backends, self._balancer.pages)
+        return tuple(zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data) for part in parts)
 
     def restore(self, drift: TableDrift) -> list[Repair]:
         """Writes back rows, and removes foreign ones."""
@@ -128,7 +143,8 @@ class TableWatch:
                 self._sums.pop((row.table_page, row.table_size), None)
 
     def forget(self, pools: Iterable[int]) -> None:
-        """Tables of these pools were written by this process."""
+        """Rows and tables of these pools were written by this process."""
+        self._whole = None
         services = self._tables.services
         for key in (key for pool in pools for key in services.of_pool.get(pool, ())):
             row = services[key]

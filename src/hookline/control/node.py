@@ -157,7 +157,8 @@ class Node:
         name: The node's name.
         before_change: Called before anything is touched, with the addresses of every service that the change touches; may
             refuse by raising.
-        on_change: Called after every change that was carried out. Both are called in the node's own network namespace.
+        on_change: Called after the first change, and every one that may concern `service_addresses`. Both are called in
+            the node's own network namespace.
 
     Attributes:
         watched: Set it where somebody checks this node's backends and reports to `observe`: from then on backends that begin to
@@ -190,6 +191,7 @@ class Node:
         self._repairing = False
         # Why the state was lost, as long as the kernel serves what no object wants; see recovery.
         self._lost = ""
+        self._told = False
         self._kernel: _Kernel | None = None
 
     def close(self) -> None:
@@ -998,8 +1000,9 @@ class Node:
             del self._stored[reference]
         self._catalogue, self._lives, self._pools = draft.catalogue, draft.lives, draft.pools
         self._hops = draft.hops
-        if self._on_change is not None:
+        if self._on_change is not None and (not self._told or _changes_addresses(draft)):
             self._on_change(self)
+            self._told = True
         return applied
 
     def _is_whole(self, draft: Draft) -> bool:
@@ -1412,9 +1415,9 @@ class Covered:
         return cls(frozenset(paths) | {_source(resource) for resource in loaded}, folders)
 
     def __contains__(self, source: str) -> bool:
-        return source not in self.excluded and (
-            source in self.files or os.path.dirname(source) in self.folders
-        )
+        if source not in self.files and not (self.folders and os.path.dirname(source) in self.folders):
+            return False
+        return source not in self.excluded
 
 
 def _cause_of_apply(
@@ -1472,6 +1475,19 @@ def _shrinking(draft: Draft, tables: Tables) -> list[PoolChange]:
     return [
         PoolChange(pool.key, pool) for group in draft.pools.values() for pool in group if pool.key in losing
     ]
+
+
+def _changes_addresses(draft: Draft) -> bool:
+    """Whether a change may be one of `Node.service_addresses`."""
+    return (
+        draft.plan.loads
+        or draft.plan.detaches
+        or bool(draft.plan.attaches or draft.change.addresses or draft.change.removed)
+        or any(
+            pool.pool is None or pool.new_frontends or pool.pool.forwarding == "dsr"
+            for pool in draft.change.pools
+        )
+    )
 
 
 def _summary(change: PoolChange, pool: Pool, moves: Moves | None) -> PoolSummary:
