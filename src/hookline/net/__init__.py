@@ -6,7 +6,7 @@ while.
 
 from hookline.net import cgroups
 from hookline.net._errors import NetworkError, NetworkNotPermitted
-from hookline.net._links import Interface, Offloads, interface_index, interfaces, offloads, set_offloads
+from hookline.net._links import Interface, Offloads, interface_index, interfaces, link_numbers, offloads, set_offloads
 from hookline.net._lookup import routes_to
 from hookline.net._monitor import Happening, Monitor
 from hookline.net._namespaces import (
@@ -82,6 +82,7 @@ __all__ = [
     "interfaces",
     "ipv6_available",
     "keep_resolved",
+    "link_numbers",
     "list_names",
     "neighbours",
     "offloads",

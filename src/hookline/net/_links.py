@@ -68,6 +68,23 @@ def interfaces() -> list[Interface]:
     )
 
 
+def link_numbers(interface: str) -> dict[str, int]:
+    """An interface's own number, ``ifindex``, that of the one it hangs on (a veth's other end, which may be in another network
+    namespace), ``iflink``, and whether an XDP program is on it, ``xdp``; empty where there is no such interface.
+    """
+    with Netlink() as netlink:
+        for link in netlink.links():
+            if link.get_attr("IFLA_IFNAME") == interface:
+                xdp = link.get_attr("IFLA_XDP")
+                mode = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp is not None else 0
+                return {
+                    "ifindex": link["index"],
+                    "iflink": link.get_attr("IFLA_LINK") or 0,
+                    "xdp": int(bool(mode) and mode != "0" and str(mode) != "0"),
+                }
+    return {}
+
+
 def interface_index(interface: str | int) -> int:
     """The index of an interface of the calling thread's network namespace.
 
