@@ -11,7 +11,7 @@ import yaml
 from hookline import model
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/bpf.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/bpf.md", "docs/services.md"]
 
 
 def fences(page: str, language: str) -> list[str]:

@@ -393,6 +393,17 @@ def test_two_policies_are_refused() -> None:
     assert "ServicePolicy/default/one and ServicePolicy/default/two" in str(error.value)
 
 
+def test_what_is_not_heeded_is_said() -> None:
+    open_to_all, policy = _service(loadBalancerSourceRanges=["192.0.2.0/24"]), _policy()
+    resources = [parse(open_to_all), parse(policy)]
+    assert list(_catalogue(open_to_all, policy).unheeded(resources)) == [
+        "Service/default/web: loadBalancerSourceRanges is not enforced: everybody is let in"
+    ]
+    assert list(_catalogue(policy).unheeded(resources[1:])) == [
+        "ServicePolicy/default/web: there is no Service/default/web yet"
+    ]
+
+
 # LocalRedirectPolicy
 
 

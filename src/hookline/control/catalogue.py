@@ -79,6 +79,19 @@ class Catalogue:
                         )
         return type(self)(inventory, pools, owners)
 
+    def unheeded(self, resources: Iterable[Resource]) -> Iterable[str]:
+        """What these objects ask for and nothing comes of, in words."""
+        for resource in resources:
+            match resource:
+                case Service() if resource.spec.load_balancer_source_ranges:
+                    yield f"{resource.reference}: loadBalancerSourceRanges is not enforced: everybody is let in"
+                case ServicePolicy() if resource.service_reference not in self.inventory.services:
+                    yield f"{resource.reference}: there is no {resource.service_reference} yet"
+                case LocalRedirectPolicy() if (
+                    resource.service_reference or ""
+                ) and resource.service_reference not in self.inventory.services:
+                    yield f"{resource.reference}: there is no {resource.service_reference} yet"
+
     def _affected(
         self, inventory: Inventory, gone: tuple[Resource, ...], come: tuple[Resource, ...]
     ) -> tuple[str, ...]:

@@ -605,6 +605,7 @@ class Node:
         catalogue = self._catalogue.changed(
             (self._stored[name].resource for name in gone if name in self._stored), come
         )
+        plan.warnings.extend(catalogue.unheeded(come))
         pools, lives, lived = self._lived(catalogue.pools, lived)
         if self._before_change is not None and pools is not self._pools:
             self._before_change(self, frozenset(_addresses(pools.get(name, ()) for name in lived)))
