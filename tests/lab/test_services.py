@@ -9,12 +9,15 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from hookline import api, lab, net
+from hookline import api, control, lab, net
 from hookline.lab import Lab, ProbeFailed
+from hookline.lab._inside import open_sockets
 from hookline.model import Resource, parse
 from hookline.model.names import NodeName
 from tests.lab.conftest import document
@@ -442,3 +445,53 @@ def test_local_redirect_of_a_service(place: Lab, apply: Any, version: Family, pr
     redirect["spec"]["redirectBackend"]["localEndpointSelector"] = {"matchLabels": {"app": "elsewhere"}}
     apply(redirect)
     assert who(place, "default/asker", *at) == BOTH
+
+
+@FAMILIES
+@PROTOCOLS
+def test_node_ports_on_loopback_are_the_hosts(
+    place: Lab, apply: Any, version: Family, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's programs find them there; a pod's loopback stays the pod's own. The backend is this test's own socket."""
+    here = control.Node._here
+    monkeypatch.setattr(control.Node, "_here", lambda self: replace(here(self), has_loopback=True))
+    loopback = {4: "127.0.0.1", 6: "::1"}[version]
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as listening:
+        listening.bind((loopback, 0))
+        listening.settimeout(5)
+        if protocol == "tcp":
+            listening.listen()
+        port = {"name": "one", "port": 81, "nodePort": NODE_PORT[protocol], "protocol": protocol.upper()}
+        slice_port = {"name": "one", "port": listening.getsockname()[1], "protocol": protocol.upper()}
+        apply(
+            service(type="NodePort", clusterIP="", clusterIPs=[], ports=[port], selector={}),
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": "web-own", "labels": {"kubernetes.io/service-name": "web"}},
+                "addressType": f"IPv{version}",
+                "ports": [slice_port],
+                "endpoints": [{"addresses": [loopback]}],
+            },
+        )
+        group = place.cgroup("node/node-1")
+        (asking,) = open_sockets(Path("/proc/self/ns/net"), group, [(family, kind)])
+        with asking:
+            asking.settimeout(5)
+            asking.connect((loopback, NODE_PORT[protocol]))
+            assert asking.getpeername()[:2] == (loopback, NODE_PORT[protocol])
+            asking.sendall(b"x")
+            accepted = listening.accept()[0] if protocol == "tcp" else listening
+            accepted.settimeout(5)
+            assert accepted.recv(10) == b"x"
+            if accepted is not listening:
+                accepted.close()
+        for source in INSIDE:
+            # Somebody listens where the endpoint would be, so only a connection that is left alone is refused.
+            with net.inside(place.member(source).netns), socket.socket(family, kind) as trap:
+                trap.bind((loopback, slice_port["port"]))
+                if protocol == "tcp":
+                    trap.listen()
+                assert who(place, source, loopback, NODE_PORT[protocol], protocol, 1) == {"refused"}

@@ -126,6 +126,16 @@ static __always_inline bool is_for(const struct peer *peer, const struct address
 	return peer->protocol && peer->asked_port == port && address_equal(&peer->asked, address);
 }
 
+static __always_inline bool is_loopback(const struct address *address)
+{
+	const __be32 *words = address->words;
+
+	if (words[0] || words[1])
+		return false;
+	return words[2] == IPV4_MAPPED ? (words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)
+				       : !words[2] && words[3] == bpf_htonl(1);
+}
+
 /* The service's row for this node's sockets, else the one that is for all. */
 static __always_inline struct service *service_for_socket(struct service_key *key, __u64 netns)
 {
@@ -133,6 +143,10 @@ static __always_inline struct service *service_for_socket(struct service_key *ke
 
 	key->scope = SCOPE_INSIDE;
 	service = bpf_map_lookup_elem(&services, key);
+	/* A pod's loopback is its own: the host's node ports are not there. Without a socket the cookie is
+	 * the first namespace's. */
+	if (service && is_loopback(&key->address) && netns != bpf_get_netns_cookie(NULL))
+		return NULL;
 	if (service && service->flags & SERVICE_REDIRECT) {
 		struct pod_key pod = {.netns = netns, .pool = service->pool};
 
