@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookline import model
@@ -595,11 +595,13 @@ def _check_states(pool: Pool) -> None:
         assert all(target.state == "down" or not target.weight for target in pool.targets)
 
 
+@settings(deadline=None)
 @given(_worlds())
 def test_every_world_makes_sense(documents: list[Document]) -> None:
     _check(_catalogue(*documents))
 
 
+@settings(deadline=None)
 @given(_worlds(), _worlds())
 def test_changes_come_to_the_same_as_starting_anew(before: list[Document], after: list[Document]) -> None:
     """From one world to another, an object at a time: at every step the pools are those of all objects together."""
