@@ -316,6 +316,44 @@ def test_all_down(place: Lab, servers: dict[str, Server], agent: Agent, choice: 
     everywhere(place, {"refused"} if choice == "reset" else {"w1"})
 
 
+def test_a_backend_that_flaps_each_100_ms_leaves_tables_and_connections_in_peace(
+    place: Lab, servers: dict[str, Server], agent: Agent
+) -> None:
+    """Its check's own port comes and goes; the server answers all the while."""
+    check = {**QUICK, "port": 9091, "intervalSeconds": 0.05, "timeoutSeconds": 0.05, "fall": 1}
+    with contextlib.ExitStack() as held:
+
+        def listen(name: str) -> contextlib.ExitStack:
+            with net.inside(place.member(name).netns), contextlib.ExitStack() as made:
+                for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+                    made.enter_context(socket.create_server((host, 9091), family=family, backlog=4096))
+                return made.pop_all()
+
+        held.enter_context(listen("w2"))
+        up = listen("w1")
+        agent.apply(orders(place, *WORKERS, healthCheck=check))
+        for name in WORKERS:
+            agent.wait(name, ACTIVE, place)
+        connections = [held.enter_context(one) for one in opened(place, OUTSIDE, 40)]
+        before = answers(connections)
+        assert set(before) == set(WORKERS)
+        begun = time.monotonic()
+        for _ in range(25):
+            up.close()
+            time.sleep(0.1)
+            up = listen("w1")
+            time.sleep(0.1)
+        held.enter_context(up)
+        w1 = set(place.member("w1").addresses)
+        changes = [key for at, said in agent.observed if at > begun for key in said if key.address in w1]
+        per_key = Counter(changes)
+        assert len(per_key) == 4
+        assert max(per_key.values()) <= 12, "50 changes of the server"
+        assert answers(connections) == before
+        agent.wait("w1", ACTIVE, place, begun)
+        everywhere(place, set(WORKERS))
+
+
 def test_what_was_found_is_kept_without_an_agent(place: Lab, servers: dict[str, Server], clean: None) -> None:
     wanted = orders(place, *WORKERS, healthCheck=QUICK)
     killed = Agent(place)
