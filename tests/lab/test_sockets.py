@@ -169,6 +169,10 @@ def test_a_service_without_backends_is_refused_at_once(
 
     errors = place.call(source, refused)
     assert errors == [errno.ECONNREFUSED] * (2 if protocol == "udp" else 1)
+    with api.Node(f"lab/{place.name}") as node:
+        counted = node.totals()
+    assert counted is not None
+    assert counted.sockets["refused_no_backend"] >= len(errors)
     assert connections(place, "empty", protocol, version).drops - before.drops == len(errors)
 
 

@@ -98,6 +98,7 @@ def test_the_sockets_of_a_removed_backend_are_ended(
         assert set(who) == {"default/orders-1", "default/orders-2"}
         assert sum(node.sockets().values()) == 24
         assert ask(theirs[0]) == "default/orders-1"
+        assert node.plan(orders(place, 2)).sockets_ended == who.count("default/orders-1")
         done = node.apply(orders(place, 2))
         assert done.plan.sockets_ended == who.count("default/orders-1")
         assert done.plan.warnings == []
@@ -190,6 +191,7 @@ def test_the_last_service_ends_its_sockets_too(place: Lab, node: Node) -> None:
     node.apply(orders(place, 1))
     with connected(place, SERVICE[4], 80, "tcp", 2) as ours:
         assert [fate(one) for one in ours] == [0, 0]
+        assert node.plan(delete=["VirtualService/default/orders"]).sockets_ended == 2
         done = node.delete(["VirtualService/default/orders"])
         assert done.plan.sockets_ended == 2
         assert all(fate(one) for one in ours)

@@ -133,6 +133,14 @@ def _totals(totals: Totals) -> Iterator[Metric]:
     for key, count in totals.exceptions.items():
         exceptions.add_metric([key], count)
     yield exceptions
+    sockets = CounterMetricFamily(
+        "hookline_sockets",
+        "Sockets of this node that asked for a service, by what became of them.",
+        labels=["outcome"],
+    )
+    for key, count in totals.sockets.items():
+        sockets.add_metric([key], count)
+    yield sockets
 
 
 _POOL = ["service", "port", "protocol", "family", "scope"]

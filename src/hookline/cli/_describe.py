@@ -89,6 +89,9 @@ def _print_node(document: Document) -> None:
     )
     rows.append(("refusals answered", "", totals["answered"]["packets"], totals["answered"]["bytes"]))
     print_table(("COUNTED", "", "PACKETS", "BYTES"), rows, indent=2)
+    counted = {name: number for name, number in totals["sockets"].items() if number}
+    if counted:
+        print("  sockets: " + ", ".join(f"{name} {number}" for name, number in counted.items()))
     if totals["exceptions"]:
         print(
             "  exceptions: " + ", ".join(f"{name} {number}" for name, number in totals["exceptions"].items())

@@ -134,6 +134,7 @@ def totals(node: AnyNode) -> Document | None:
         "handed_to_stack": pair(counted.handed_to_stack),
         "answered": pair(counted.answered),
         "exceptions": dict(counted.exceptions),
+        "sockets": dict(counted.sockets),
     }
 
 

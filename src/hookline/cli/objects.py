@@ -400,6 +400,8 @@ def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
             print(f"{one.program} {one.change}{place}" + (f" ({one.hook})" if one.hook else ""))
     if not applied.plan.changes and not any(one.change != "kept" for one in applied.attachments):
         print("nothing changed")
+    if applied.plan.sockets_ended:
+        print(f"{applied.plan.sockets_ended} sockets of backends that are gone ended")
     _print_warnings(applied.plan)
 
 
@@ -479,4 +481,8 @@ def _print_plan(node: AnyNode, plan: Plan) -> None:
         print("uplinks: " + ", ".join(f"{name} (XDP {mode})" for name, mode in plan.uplinks))
     if plan.detaches:
         print("\nnothing is left to balance: programs are detached and their tables removed")
+    if plan.sockets_ended:
+        print(
+            f"\n{plan.sockets_ended} sockets of this node are connected to backends that go, and would be ended"
+        )
     _print_warnings(plan)

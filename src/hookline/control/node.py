@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -523,13 +523,11 @@ class Node:
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""
         pins = self.name.pins / "maps"
-        if not (pins / "metrics").exists():
+        names = ("metrics", "exceptions", "socket_metrics")
+        if not all((pins / name).exists() for name in names):
             return None
-        with (
-            bpf.Map.from_pin(pins / "metrics") as metrics,
-            bpf.Map.from_pin(pins / "exceptions") as exceptions,
-        ):
-            return totals({"metrics": metrics, "exceptions": exceptions})
+        with ExitStack() as opened:
+            return totals({name: opened.enter_context(bpf.Map.from_pin(pins / name)) for name in names})
 
     def attachments(self) -> list[Attachment]:
         """Where the node's programs are attached now."""
@@ -938,6 +936,7 @@ class Node:
         if self._kernel is None:
             return
         balancer, tables = self._kernel.balancer, self._kernel.tables
+        draft.plan.sockets_ended = _connected(balancer.maps["sockets"], tables.retired(draft.change))
         reckoning = Reckoning(draft.change, tables, balancer.open_connections())
         changes = [*draft.change.pools, *_shrinking(draft, tables)]
         draft.plan.pools = [self._summary(change, reckoning.moves(change)) for change in changes]
@@ -949,6 +948,8 @@ class Node:
             return
         with balancer:
             counts = balancer.open_connections()
+        with self._remaining_sockets() as (sockets, gone):
+            draft.plan.sockets_ended = _connected(sockets, gone)
         for pool in (pool for group in self._pools.values() for pool in group):
             keys = {frontend_key(frontend)[:FLOW_KEY_BYTES] for frontend in pool.frontends}
             ended = sum(number for (flow, _), number in counts.items() if flow in keys)
@@ -1361,6 +1362,15 @@ class Node:
         except net.NetworkError:
             uplinks = {interface for _, interface in attached(self.name.pins) if interface}
         return Placements(frozenset(uplinks))
+
+
+def _connected(sockets: bpf.Map | None, rows: Mapping[BackendRow, tuple[Address, int]]) -> int:
+    """How many sockets are connected to these backends; 0 where the kernel does not say."""
+    if sockets is None or not rows:
+        return 0
+    with suppress(bpf.BpfError):
+        return sum(number for row, number in count_sockets(sockets).items() if row in rows)
+    return 0
 
 
 def _inode(path: Path) -> int:

@@ -69,7 +69,7 @@ class Plan:
         detaches: Whether they are removed, since nothing is left to balance.
         generation: The number of the generation that the change became; None: nothing that no owner has was changed, or it
             was not carried out.
-        sockets_ended: Sockets of this node that were connected to backends which are gone, and were ended.
+        sockets_ended: Sockets of this node that are connected to backends which go: those that were ended, or would be.
     """
 
     resources: list[ResourceChange] = field(default_factory=list)

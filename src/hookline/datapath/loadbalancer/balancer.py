@@ -146,6 +146,7 @@ class Totals:
         reasons: (packets, bytes) of refused packets by reason, those that occurred.
         answered: (packets, bytes) of refused packets that were answered with a reset or "port unreachable".
         exceptions: What the kernel's ``xdp_exception`` tracepoint reported of the balancer, by verdict.
+        sockets: What the programs of sockets counted, ``connected``, ``refused_no_backend``, …: ``struct socket_metrics``.
     """
 
     verdicts: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -154,6 +155,7 @@ class Totals:
     handed_to_stack: tuple[int, int] = (0, 0)
     answered: tuple[int, int] = (0, 0)
     exceptions: dict[str, int] = field(default_factory=dict)
+    sockets: dict[str, int] = field(default_factory=dict)
 
 
 VERDICTS = ("aborted", "drop", "pass", "tx", "redirect")
@@ -533,7 +535,7 @@ class LoadBalancer:
 
 
 def totals(maps: Mapping[str, bpf.Map]) -> Totals:
-    """The node's counters, read from its maps ``metrics`` and ``exceptions``."""
+    """The node's counters, read from its maps ``metrics``, ``exceptions`` and ``socket_metrics``."""
     metrics = maps["metrics"][0]
     btf = maps["metrics"].definition.btf()
     names = [name.removeprefix("REASON_").lower() for name in btf.enums()["drop_reason"]] if btf else []
@@ -548,6 +550,7 @@ def totals(maps: Mapping[str, bpf.Map]) -> Totals:
         if name not in ("none", "count") and metrics["reasons"]["packets"][:, number].any()
     }
     _, counts = maps["exceptions"].read()
+    sockets = maps["socket_metrics"][0]
     return Totals(
         verdicts=verdicts,
         reasons=reasons,
@@ -555,6 +558,7 @@ def totals(maps: Mapping[str, bpf.Map]) -> Totals:
         handed_to_stack=pair(metrics["handed"]),
         answered=pair(metrics["answered"]),
         exceptions={name: int(row.sum()) for name, row in zip(VERDICTS, counts, strict=True) if row.any()},
+        sockets={name: int(sockets[name].sum()) for name in sockets.dtype.names or ()},
     )
 
 
