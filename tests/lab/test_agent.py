@@ -649,3 +649,44 @@ def test_systemd_finds_no_fault_with_the_unit(stopped: AgentProcess, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "[Service]" in done.stdout
     assert sys.executable.rpartition("/")[0] in done.stdout or "hookline agent" in done.stdout
+
+
+@pytest.mark.parametrize("through", ["agent", "directly"])
+@pytest.mark.parametrize("kind", ["services", "backends"])
+def test_watch(agent: AgentProcess, through: str, kind: str) -> None:
+    """The first lines are all there is, then what changes; Ctrl-C and a reader that goes end it."""
+    if through == "directly":
+        agent.end()
+    what = "vs" if kind == "services" else kind
+    command = [sys.executable, "-m", "hookline", "get", what, "--watch", "--json", "--interval", "0.2"]
+    with subprocess.Popen(
+        [*command, "--node", str(agent.name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        name = kind.removesuffix("s")
+        first = [json.loads(watching.stdout.readline()) for _ in range(1 if kind == "services" else 8)]
+        assert {one["event"] for one in first} == {"added"}
+        agent.answer(FIRST)
+        changed = json.loads(watching.stdout.readline())
+        assert changed["event"] == "changed"
+        assert changed[name]["connections"] == 1
+        with api.Node(agent.name) as node:
+            node.apply(_other(agent))
+        added = json.loads(watching.stdout.readline())
+        while added["event"] != "added":  # packets that came late
+            added = json.loads(watching.stdout.readline())
+        assert "VirtualService/default/other" in json.dumps(added)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(PATIENCE_S) == 130
+        assert watching.stderr.read() == ""
+    shell = f"{' '.join(command[:-4])} --interval 0.2 --node {agent.name} | head -n 2"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert len(done.stdout.splitlines()) == 2, "the head and a line"
+    assert done.stderr == ""
+
+
+def _other(agent: AgentProcess) -> Path:
+    path = agent.folder.parent / "watched.yaml"
+    path.write_text(service("other", SECOND))
+    return path

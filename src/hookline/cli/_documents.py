@@ -37,6 +37,18 @@ def item(resource: Resource, source: str, statuses: Mapping[str, Sequence[PoolSt
     return document
 
 
+def is_of(service: str, name: str | None, namespace: str | None) -> bool:
+    """Whether a service, by its reference, is one that was asked for: by reference or name, in a namespace or any."""
+    if name is None:
+        return namespace is None or service.split("/")[1] == namespace
+    return service == name or service.split("/")[1:] == [namespace or "default", name]
+
+
+def watched_service(reference: str, statuses: Sequence[PoolStatus]) -> Document:
+    """A service's state in the kernel, without the object."""
+    return {"reference": reference, **_service(statuses)}
+
+
 def _service(statuses: Sequence[PoolStatus]) -> Document:
     names = {backend.target.name for status in statuses for backend in status.backends}
     reachable = {

@@ -50,6 +50,44 @@ def _few(references: Sequence[str]) -> str:
 
 
 _SHOWN = 3
+SERVICE_CHANGES = ("SERVICE", "BACKENDS", "CONNECTIONS", "PACKETS", "BYTES", "DROPS")
+
+
+def print_changes(kind: str, rows: Sequence[tuple[str, Document]], *, head: bool) -> None:
+    """Prints what changed, a line each, as one goes: columns are as wide as what they usually hold.
+
+    Args:
+        kind: ``backend`` or ``service``.
+        rows: ``+``, ``~`` or ``-``, and the document.
+        head: Whether the columns' names stand before them.
+    """
+    if kind == "backend":
+        names: tuple[str, ...] = ("", "SERVICE", "PORT", *BACKEND_HEAD)
+        lines = [
+            (mark, one["service"], f"{one['service_port']} {one['family']}", *backend_cells(one))
+            for mark, one in rows
+        ]
+        widths: tuple[int, ...] = (1, 32, 12, 20, 24, 11, 6, 6, 6, 11, 10, 12, 10)
+    else:
+        names = ("", *SERVICE_CHANGES)
+        lines = [
+            (
+                mark,
+                one["reference"],
+                f"{one['backends_reachable']}/{one['backends']}",
+                *(one[name] for name in ("connections", "packets", "bytes", "drops")),
+            )
+            for mark, one in rows
+        ]
+        widths = (1, 40, 9, 12, 12, 14, 10)
+    for line in ([names] if head else []) + lines:
+        texts = (f"{100 * cell:.1f}%" if isinstance(cell, float) else str(cell) for cell in line)
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip(),
+            flush=True,
+        )
+
+
 BACKEND_HEAD = (
     "BACKEND",
     "ADDRESS",

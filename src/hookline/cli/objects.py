@@ -14,6 +14,7 @@ from hookline.cli._options import (
     KindArgument,
     NamespaceOption,
     NodeOption,
+    check_seconds,
     complete_name,
 )
 
@@ -80,6 +81,24 @@ def get(
     output: Annotated[
         Output | None, typer.Option("--output", "-o", help="yaml can be applied again.")
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help="Services or backends: go on, and show what changes; JSON is a line for each.",
+        ),
+    ] = False,
+    interval_s: Annotated[
+        float,
+        typer.Option(
+            "--interval",
+            metavar="SECONDS",
+            min=0.1,
+            callback=check_seconds,
+            help="Between two looks with --watch.",
+        ),
+    ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
     """List objects and their state: of a kind, or all; or backends.
@@ -92,10 +111,14 @@ def get(
       hookline get services
       hookline get vs orders --json
       hookline get backends --node lab/demo
+      hookline get backends --watch --json
       hookline get all -o yaml > everything.yaml
     """
     chosen: Output = "json" if as_json else output or "table"
     with _opened(node) as opened:
+        if watch:
+            _watch_kind(opened, kind, name, namespace, chosen, interval_s)
+            return
         if kind == BACKENDS:
             _get_backends(opened, name, namespace, chosen)
             return
@@ -326,15 +349,7 @@ def _get_backends(node: AnyNode, service: str | None, namespace: str | None, out
 
     if output == "yaml":
         raise UsageError("backends cannot be printed as yaml", why="they are no objects", remedy="say --json")
-    statuses = [
-        status
-        for status in node.services()
-        if service is None
-        or status.pool.service == service
-        or status.pool.service.split("/")[1:] == [namespace or DEFAULT_NAMESPACE, service]
-    ]
-    if namespace is not None and service is None:
-        statuses = [status for status in statuses if status.pool.service.split("/")[1] == namespace]
+    statuses = [one for one in node.services() if _documents.is_of(one.pool.service, service, namespace)]
     found = _documents.backends(statuses)
     if output == "json":
         print_json({"node": str(node.name), "backends": found})
@@ -342,6 +357,38 @@ def _get_backends(node: AnyNode, service: str | None, namespace: str | None, out
         _tables.print_backends(found)
     else:
         _say_nothing(node, "backend")
+
+
+def _watch_kind(
+    node: AnyNode, kind: str, name: str | None, namespace: str | None, output: Output, interval_s: float
+) -> None:
+    from hookline.cli import _documents, _watch
+
+    if output == "yaml":
+        raise UsageError("what changes cannot be printed as yaml", remedy="say --json")
+    if kind == BACKENDS:
+        found = _watch.backends(node, interval_s, name, namespace)
+        _watch.show(found, as_json=output == "json", name="backend")
+        return
+    given = None if kind == ALL else _kind(kind.partition("/")[0]).kind
+    if given not in ("Service", "VirtualService"):
+        raise UsageError(
+            f"{kind} cannot be watched",
+            why="services and backends have something that changes by itself",
+            remedy="hookline get services --watch, or backends",
+        )
+    if "/" in kind or name is not None:
+        (wanted,) = _references(kind, [name] if name else [], namespace)
+        _find(node, wanted)  # says what there is where there is none
+
+        def chosen(reference: str) -> bool:
+            return reference == wanted
+    else:
+
+        def chosen(reference: str) -> bool:
+            return reference.startswith(f"{given}/") and _documents.is_of(reference, None, namespace)
+
+    _watch.show(_watch.services(node, interval_s, chosen), as_json=output == "json", name="service")
 
 
 def _get_generations(node: AnyNode, name: str | None, output: Output) -> None:

@@ -6,7 +6,15 @@ while.
 
 from hookline.net import cgroups
 from hookline.net._errors import NetworkError, NetworkNotPermitted
-from hookline.net._links import Interface, Offloads, interface_index, interfaces, link_numbers, offloads, set_offloads
+from hookline.net._links import (
+    Interface,
+    Offloads,
+    interface_index,
+    interfaces,
+    link_numbers,
+    offloads,
+    set_offloads,
+)
 from hookline.net._lookup import routes_to
 from hookline.net._monitor import Happening, Monitor
 from hookline.net._namespaces import (
