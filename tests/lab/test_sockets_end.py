@@ -187,6 +187,35 @@ def test_a_backend_with_a_deadline_keeps_its_sockets_until_then(place: Lab, node
             assert bool(fate(one)) == (name == "default/orders-1")
 
 
+def test_a_drain_under_a_thousand_connections_breaks_none(place: Lab, node: Node) -> None:
+    """They all work until the deadline, and then those of the other backend do; new ones never go to the one that leaves."""
+    node.apply(orders(place, 1, 2, drainSeconds=20))
+    with contextlib.ExitStack() as opened:
+        ours = [
+            one
+            for version in (4, 6)
+            for one in opened.enter_context(connected(place, SERVICE[version], 80, "tcp", 500))
+        ]
+        who = [ask(one) for one in ours]
+        assert sum(node.sockets().values()) == 1000
+        done = node.apply(orders(place, 2, drainSeconds=20))
+        assert done.plan.sockets_ended == 0
+        broken = sum(bool(fate(one)) for one in ours)
+        fresh = []
+        for version in (4, 6):
+            with connected(place, SERVICE[version], 80, "tcp", 20) as more:
+                fresh += [ask(one) for one in more]
+        deadline = node.expire()
+        assert deadline is not None, (
+            "the machine was too slow: the drain was over before its end was looked for"
+        )
+        assert broken == 0
+        assert set(fresh) == {"default/orders-2"}
+        threading.Event().wait(deadline + 0.2)
+        assert node.expire() is None
+        assert [bool(fate(one)) for one in ours] == [name == "default/orders-1" for name in who]
+
+
 def test_the_last_service_ends_its_sockets_too(place: Lab, node: Node) -> None:
     node.apply(orders(place, 1))
     with connected(place, SERVICE[4], 80, "tcp", 2) as ours:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from scapy.layers.dns import DNS, DNSQR
 
-from hookline import api, bpf, lab
+from hookline import api, bpf, lab, net
 from hookline.control import Node
+from hookline.control.pods import cookies
 from hookline.lab import Lab
 from hookline.model import Resource, parse
+from hookline.model.names import NodeName
 from tests.lab.conftest import document, pod
 from tests.lab.test_sockets import FAMILIES, opened, seen
 from tests.requirements import missing_program, need
@@ -312,3 +314,20 @@ def test_a_row_that_was_lost_is_put_back(place: Lab, resolver: None, node: Node)
     assert [one.kind for one in node.repair().repairs] == ["pod"]
     assert place.call("default/web", ask)
     assert node.repair().repairs == []
+
+
+def test_a_host_s_pods_are_found_by_their_addresses(place: Lab) -> None:
+    """As on a machine, where no namespace carries a pod's name: by the processes in the node's cgroup."""
+    pods = {name: place.member(name).addresses for name in ("default/web", "default/other")}
+    group = f"hookline/{place.name}/node-1"
+    process = place.start("default/web", ["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 20
+        while not (found := cookies(NodeName(), group, pods)):
+            assert time.monotonic() < deadline
+        with net.inside(place.member("default/web").netns):
+            assert found == {"default/web": net.own_cookie()}
+    finally:
+        process.kill()
+        process.wait()
+    assert cookies(NodeName(), group, pods) == {}
