@@ -66,6 +66,9 @@ GROUPS = (
         lab=True,
     ),
     Group(
+        {"apply-one-of-10000": "one changed backend among 10,000 services"}, "_control", "many_rows", lab=True
+    ),
+    Group(
         {
             f"request-{way}-{percentile}{suffix}": f"a request through {text}, {percentile}, {where}"
             for suffix, where in _CPUS.items()
