@@ -183,3 +183,15 @@ def test_settings(pair: tuple[Path, Path]) -> None:
         assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\n"
         with pytest.raises(NetworkError, match="net/ipv4/no_such_thing"):
             net.write_sysctls({"ipv4/no_such_thing": 1})
+
+
+def test_the_id_of_another_namespace(pair: tuple[Path, Path]) -> None:
+    with net.inside(pair[0]):
+        names = [one.name for one in net.interfaces() if one.kind == "veth"]
+        numbers = net.link_numbers(names[0])
+        assert numbers["netns"] == net.id_here(pair[1]) >= 0
+    with net.inside(pair[1]):
+        assert any(one.index == numbers["iflink"] for one in net.interfaces())
+        assert net.link_numbers("nothing") == {}
+    with pytest.raises(OSError, match="No such file"):
+        net.id_here(Path("/run/netns/nothing-like-that"))

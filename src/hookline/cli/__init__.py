@@ -30,6 +30,7 @@ COMMANDS = {
     "get": Command("objects", "List objects with their state and counters"),
     "describe": Command("objects", "Show everything about one object"),
     "delete": Command("objects", "Remove objects"),
+    "explain": Command("explain", "Which backend a connection gets, why, and what would stop it"),
     "rollback": Command("objects", "Go back to what was wanted before the last changes"),
     "agent": Command("agent", "Keep a node: watch files, repair drift, answer other commands"),
     "state": Command("state", "A node's wanted state: check its file, repair it"),

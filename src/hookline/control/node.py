@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from hookline.datapath.loadbalancer.balancer import (
     Totals,
     Tunables,
     attached,
+    attached_cgroup,
     attached_mode,
     attachments,
     not_attached,
@@ -52,8 +53,11 @@ from hookline.datapath.loadbalancer.balancer import (
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
 from hookline.datapath.loadbalancer.sockets import count_sockets, destroy_sockets
 from hookline.model import NodeConfig, Resource
-from hookline.model.names import NodeName
+from hookline.model.names import Endpoint, NodeName
 from hookline.sources import files
+
+if TYPE_CHECKING:
+    from hookline.control.explain import Explanation
 
 Address = IPv4Address | IPv6Address
 PathLike = str | os.PathLike[str]
@@ -519,6 +523,58 @@ class Node:
                 connections = kernel.balancer.maps["connections"]
                 usage["connections"] = Usage(connections.used or 0, connections.max_entries)
                 return usage
+
+    def explain(
+        self, source: str | Endpoint, target: str | Endpoint, *, family: int | None = None
+    ) -> Explanation:
+        """What decides about a new connection, and what would stop it; see `explain`. Changes nothing.
+
+        Args:
+            source: A pod, ``node/NAME``, ``external/NAME`` or an address, with its port or without.
+            target: A service (``NAMESPACE/NAME`` or ``NAME``), a pod or an address, with a port.
+            family: 4 or 6; by default the first that both have.
+
+        Raises:
+            NotThere: The node knows none of that name, or not in that family.
+            ControlError: No port was given.
+            model.names.InvalidName: It is no endpoint.
+        """
+        from hookline.control.asking import asked_for, who_asks  # neither is needed for anything else
+        from hookline.control.explain import Surroundings, explain
+
+        asking = Endpoint.parse(source) if isinstance(source, str) else source
+        wanted = Endpoint.parse(target) if isinstance(target, str) else target
+        with self._inside():
+            self._refresh()
+            resources = [item.resource for item in self._stored.values()]
+            pools = [pool for group in self._pools.values() for pool in group]
+            config = self._config()
+            cgroup, _ = self._cgroup(config)
+            mount = net.cgroups.mount()
+            group = str(cgroup.relative_to(mount)) if cgroup is not None and mount is not None else None
+            group = "" if group == "." else group
+            origin = who_asks(asking, self.name, self._names(), resources, group or "")
+            destination = asked_for(wanted, pools, resources, origin, family)
+            loaded = LoadBalancer.exists(self.name.pins)
+            around = Surroundings(
+                self.name,
+                tuple(name for name, _ in self._uplinks(config)),
+                tuple(attachments(self.name.pins)) if loaded else (),
+                group,
+                _inode(cgroup) if cgroup is not None else None,
+                attached_cgroup(self.name.pins) if loaded else None,
+            )
+            if not loaded:
+                return explain(origin, destination, balancer=None, tables=None, pools=pools, around=around)
+            with self._opened() as kernel:
+                return explain(
+                    origin,
+                    destination,
+                    balancer=kernel.balancer,
+                    tables=kernel.tables,
+                    pools=pools,
+                    around=around,
+                )
 
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""

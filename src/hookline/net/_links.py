@@ -70,17 +70,20 @@ def interfaces() -> list[Interface]:
 
 def link_numbers(interface: str) -> dict[str, int]:
     """An interface's own number, ``ifindex``, that of the one it hangs on (a veth's other end, which may be in another network
-    namespace), ``iflink``, and whether an XDP program is on it, ``xdp``; empty where there is no such interface.
+    namespace), ``iflink``, that namespace's id here (`id_here`; -1: this one), ``netns``, and whether an XDP program is on it,
+    ``xdp``; empty where there is no such interface.
     """
     with Netlink() as netlink:
         for link in netlink.links():
             if link.get_attr("IFLA_IFNAME") == interface:
                 xdp = link.get_attr("IFLA_XDP")
-                mode = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp is not None else 0
+                mode = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp is not None else None
+                place = link.get_attr("IFLA_LINK_NETNSID")
                 return {
-                    "ifindex": link["index"],
-                    "iflink": link.get_attr("IFLA_LINK") or 0,
-                    "xdp": int(bool(mode) and mode != "0" and str(mode) != "0"),
+                    "netns": -1 if place is None else int(place),
+                    "ifindex": int(link["index"]),
+                    "iflink": int(link.get_attr("IFLA_LINK") or 0),
+                    "xdp": int(mode not in (None, 0, "0", "XDP_ATTACHED_NONE")),
                 }
     return {}
 

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ _MS_SHARED = 0x100000
 _MNT_DETACH = 2
 _SO_NETNS_COOKIE = 71
 _OWN = "/proc/thread-self/ns/net"
+_RTM_NEWNSID, _RTM_GETNSID = 88, 90
+_NETNSA_NSID, _NETNSA_FD = 1, 3
 
 
 @contextmanager
@@ -170,6 +173,35 @@ def find(number: int) -> Path | None:
         if (found.st_dev, found.st_ino) == (own.st_dev, number):
             return path
     return None
+
+
+def id_here(namespace: Path) -> int:
+    """The id by which the calling thread's network namespace knows another (``link-netnsid`` of ``ip link``); -1: by none.
+
+    Source: RTM_GETNSID, include/uapi/linux/net_namespace.h.
+
+    Raises:
+        OSError: There is no such namespace.
+    """
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as asked:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # A header, a struct rtgenmsg with its padding, and the attribute NETNSA_FD.
+            body = struct.pack("=4xHHi", 8, _NETNSA_FD, descriptor)
+            asked.send(struct.pack("=IHHII", 16 + len(body), _RTM_GETNSID, 1, 1, 0) + body)
+            answer = asked.recv(4096)
+        finally:
+            os.close(descriptor)
+    length, kind = struct.unpack_from("=IH", answer)
+    at = 20
+    while kind == _RTM_NEWNSID and at + 8 <= length:
+        size, attribute = struct.unpack_from("=HH", answer, at)
+        if attribute == _NETNSA_NSID:
+            return int(struct.unpack_from("=i", answer, at + 4)[0])
+        at += max(4, size + 3 & ~3)
+    return -1
 
 
 def list_names(prefix: str = "") -> list[str]:

@@ -1,0 +1,99 @@
+"""``hookline explain``: what decides about a connection, and what would stop it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hookline.cli._options import JsonOption, NodeOption
+
+if TYPE_CHECKING:
+    from hookline.control.explain import Choice, Explanation
+
+
+def explain(
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="A",
+            help="A pod, node/NAME, external/NAME or an address, with its port or without.",
+        ),
+    ],
+    target: Annotated[
+        str, typer.Option("--to", metavar="SERVICE:PORT[/udp]", help="A service, a pod or an address.")
+    ],
+    family: Annotated[Literal["4", "6"] | None, typer.Option("--family", help="IPv4 or IPv6 only.")] = None,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Say which service, table and backend a new connection meets on a node, why, and what would stop it.
+
+    The kernel's own tables are followed. With the source's port the slot is exact for what arrives from outside. Exit
+    status 1 where something would stop it.
+
+    \b
+    Examples:
+      hookline explain --from orders-1 --to shop/web:80
+      hookline explain --from external/client:40000 --to 192.0.2.10:53/udp --node lab/demo --json
+    """
+    from hookline.cli._output import print_json
+    from hookline.cli.state import _opened
+
+    with _opened(node) as opened:
+        answer = opened.explain(source, target, family=None if family is None else int(family))
+        if as_json:
+            print_json({"node": str(opened.name), **answer.as_dict()})
+        else:
+            _show(answer)
+    if answer.obstacles or answer.outcome in ("refused", "dropped"):
+        raise typer.Exit(1)
+
+
+WAYS = {
+    "sockets": "decided when the socket connects (cgroup programs)",
+    "xdp": "decided when the packet arrives (XDP on the uplink)",
+}
+
+
+def _show(answer: Explanation) -> None:
+    from hookline.cli._output import print_table
+
+    host = f"[{answer.address}]" if ":" in answer.address else answer.address
+    print(
+        f"{answer.source} to {answer.destination}: {host}:{answer.port}/{answer.protocol}, {WAYS[answer.way]}"
+    )
+    table = answer.table
+    if table is not None:
+        affinity = f", clients stay {table['affinity_seconds']} s" if table["affinity_seconds"] else ""
+        slot = f", slot {table['slot']}" if table["slot"] is not None else ""
+        print(
+            f"table: {table['service']} port {table['port']}, scope {table['scope']}, {table['algorithm']}, "
+            f"{table['size']} slots{slot}{affinity}"
+        )
+    for line in answer.why:
+        print(f"  {line}")
+    if answer.chosen is not None:
+        print(f"backend: {answer.chosen.name}")
+    rows = [*answer.backends, *answer.others]
+    if rows:
+        print_table(
+            ("BACKEND", "ADDRESS", "SHARE", "STATE", "REACHED", "NEXT HOP"),
+            [_row(one) for one in rows],
+            indent=2,
+        )
+    for obstacle in answer.obstacles:
+        concerned = f" ({obstacle.backend})" if obstacle.backend else ""
+        print(f"stops it: {obstacle.what}{concerned}\n      do: {obstacle.remedy}")
+    if not answer.obstacles:
+        print(
+            "nothing was found that would stop it"
+            if answer.outcome in ("backend", "direct")
+            else f"it is {answer.outcome}"
+        )
+
+
+def _row(one: Choice) -> tuple[str | float, ...]:
+    host = f"[{one.address}]" if ":" in one.address else one.address
+    return one.name, f"{host}:{one.port}", one.share, one.state, one.how, f"{one.next_hop} on {one.interface}"
