@@ -99,7 +99,7 @@ class _Api:
 
     async def services(self, _: Request) -> Response:
         statuses = await self._agent.worker.call(lambda node: node.services())
-        return _json(await asyncio.to_thread(_wire.STATUSES.dump_json, statuses))
+        return _json(await asyncio.to_thread(_wire.dump_statuses, statuses))
 
     async def totals(self, _: Request) -> Response:
         return _json(_wire.TOTALS.dump_json(await self._agent.worker.call(lambda node: node.totals())))

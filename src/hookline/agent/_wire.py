@@ -25,6 +25,11 @@ TOTALS: TypeAdapter[Totals | None] = TypeAdapter(Totals | None)
 ATTACHMENTS: TypeAdapter[list[Attachment]] = TypeAdapter(list[Attachment])
 
 
+def dump_statuses(statuses: list[PoolStatus]) -> bytes:
+    """Pools as JSON. Of a health check only what was said: what is for other types of check would be refused at the other end."""
+    return STATUSES.dump_json(statuses, exclude_unset=True)
+
+
 @dataclass(slots=True)
 class Item:
     """An object on its way: the document, and the file (or other source) and line that it is from."""
@@ -78,7 +83,7 @@ def items(resources: Iterable[tuple[Resource, str]]) -> list[Item]:
 
 def update_json(pools: list[PoolStatus], gone: list[int], *, whole: bool) -> bytes:
     """One line of a watch, without its end."""
-    text = STATUSES.dump_json(pools).decode()
+    text = dump_statuses(pools).decode()
     return f'{{"pools":{text},"gone":{gone},"whole":{"true" if whole else "false"}}}'.encode()
 
 

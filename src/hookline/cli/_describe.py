@@ -57,11 +57,11 @@ def _print_pool(pool: Document) -> None:
         f"\nport {pool['port']}, {pool['family']}: {' '.join(pool['frontends'])}, table of {pool['table_size']} slots"
     )
     if pool["backends"]:
-        head = (*BACKEND_HEAD[:4], "SLOTS", *BACKEND_HEAD[4:])
+        head = (*BACKEND_HEAD[:5], "SLOTS", *BACKEND_HEAD[5:])
         rows = []
         for backend in pool["backends"]:
             cells = backend_cells(backend)
-            rows.append((*cells[:4], backend["slots"], *cells[4:]))
+            rows.append((*cells[:5], backend["slots"], *cells[5:]))
         print_table(head, rows, indent=2)
     else:
         print("  no backends: packets are dropped and counted")

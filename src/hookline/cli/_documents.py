@@ -99,6 +99,7 @@ def _backend(backend: BackendStatus, table_size: int, weights: int) -> Document:
         "port": target.port,
         "placement": placement.how,
         "note": placement.note,
+        "state": target.state,
         "weight": target.weight,
         "slots": backend.slots,
         "share": backend.slots / table_size if table_size else 0.0,
