@@ -15,6 +15,8 @@ from hookline.control import BackendStatus, Node, PoolStatus, Usage
 from hookline.datapath.loadbalancer.balancer import Totals
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+BACKENDS_SHOWN_MAX = 10_000
+"""Above so many, backends have no series of their own: 50,000 would be 60 MB of text each time."""
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -101,7 +103,15 @@ class _Kernel:
         if self._look.totals is not None:
             yield from _totals(self._look.totals)
         yield from _services(self._look.pools)
-        yield from _backends(self._look.pools)
+        number = sum(len(status.backends) for status in self._look.pools)
+        left_out = number if number > BACKENDS_SHOWN_MAX else 0
+        yield GaugeMetricFamily(
+            "hookline_backends_left_out",
+            "Backends without series of their own, since there are too many.",
+            left_out,
+        )
+        if not left_out:
+            yield from _backends(self._look.pools)
         yield from _usage(self._look.usage)
         if self._look.health is not None:
             yield from _health(self._look.health, self._look.health_states)

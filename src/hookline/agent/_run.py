@@ -37,6 +37,7 @@ from hookline.agent.health import HealthSupervisor
 from hookline.control import Applied, Conflict, Generation, Node, NotThere, Plan, Repaired
 from hookline.control.health import Health, HealthKey
 from hookline.control.pools import Pool
+from hookline.datapath.loadbalancer import maglev
 from hookline.errors import HooklineError
 from hookline.model.names import NodeName
 
@@ -541,6 +542,7 @@ class Agent:
 
 def _settle_memory() -> None:
     """What was read at the start stays: the collector need not look at it again and again, and what reading took goes back."""
+    maglev.forget_hashes()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)

@@ -179,7 +179,9 @@ def config(app: Starlette) -> uvicorn.Config:
 
 
 def unix_socket(name: NodeName) -> socket.socket:
-    """The node's agent socket, for root alone. One that a dead agent left is replaced: the agent's lock is held.
+    """The node's agent socket, for root alone, which refuses connections until it is served.
+
+    One that a dead agent left is replaced: the agent's lock is held.
 
     Raises:
         AgentError: It cannot be made.
@@ -201,7 +203,6 @@ def unix_socket(name: NodeName) -> socket.socket:
         raise AgentError(f"{path} cannot be made", why=error.strerror or str(error)) from error
     finally:
         os.umask(before)
-    listener.listen(64)
     return listener
 
 
@@ -229,7 +230,6 @@ def tcp_socket(address: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
-        listener.listen(64)
     except OSError as error:
         listener.close()
         raise AgentError(f"cannot listen at {address}", why=error.strerror or str(error)) from error

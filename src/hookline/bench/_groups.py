@@ -70,6 +70,15 @@ GROUPS = (
     ),
     Group(
         {
+            "agent-change": "from a file's change to the kernel, beside 10,000 services",
+            "agent-memory": "the agent's memory with 10,000 services of 5 backends",
+        },
+        "_agent",
+        "rows",
+        lab=True,
+    ),
+    Group(
+        {
             f"request-{way}-{percentile}{suffix}": f"a request through {text}, {percentile}, {where}"
             for suffix, where in _CPUS.items()
             for way, text in _WAYS.items()

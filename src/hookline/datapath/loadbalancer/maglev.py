@@ -71,6 +71,11 @@ def _hashes(identity: bytes) -> bytes:
     return hashlib.blake2b(identity, digest_size=24, person=b"hookline").digest()
 
 
+def forget_hashes() -> None:
+    """Lets go of what is remembered of identities, 12 MiB for 50,000: for a process that seldom builds many tables again."""
+    _hashes.cache_clear()
+
+
 def turns(identities: Sequence[bytes], weights: Sequence[int], size: int) -> Turns:
     """Computes permutations and quotas.
 
