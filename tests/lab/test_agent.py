@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -690,3 +691,17 @@ def _other(agent: AgentProcess) -> Path:
     path = agent.folder.parent / "watched.yaml"
     path.write_text(service("other", SECOND))
     return path
+
+
+def test_promtool_finds_no_fault_with_the_metrics(agent: AgentProcess) -> None:
+    """Names, types, help texts: Debian's package prometheus has the tool."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    agent.answer(FIRST)
+    text = agent.get("/metrics").text
+    assert text.count("\n") > 100
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
