@@ -70,6 +70,10 @@ const struct live_socket *unused_live_socket __attribute__((unused));
 
 extern int bpf_sock_destroy(struct sock_common *socket) __ksym __weak;
 
+/* Set before load where the kernel has that function (Linux 6.5); elsewhere the verifier must not meet the
+ * call. */
+const volatile __u8 has_sock_destroy = 0;
+
 static __always_inline void remote_address(struct sock_common *socket, struct address *address)
 {
 	if (socket->skc_family == AF_INET) {
@@ -144,7 +148,7 @@ static __always_inline void destroy(struct sock_common *socket, __u8 protocol)
 
 	if (!row || row->port != peer->port || !address_equal(&row->address, &peer->address))
 		return;
-	if (bpf_sock_destroy(socket))
+	if (!has_sock_destroy || bpf_sock_destroy(socket))
 		row->failed++;
 	else if (protocol == IPPROTO_TCP)
 		row->tcp++;

@@ -108,6 +108,8 @@ def destroy_sockets(
     with bpf.Object.open(object_bytes(DESTROY), name="destroy") as obj:
         if netlink:
             obj.only("list_sockets")
+        else:
+            obj.constants["has_sock_destroy"] = 1
         obj.reuse("sockets", sockets)
         obj.resize("doomed", len(rows))
         obj.load()
