@@ -503,6 +503,22 @@ def test_untouched_pools_are_the_same_objects() -> None:
     assert after.changed([new], [parse(new.to_document())]).pools[SERVICE] is after.pools[SERVICE]
 
 
+def test_a_service_goes_in_the_same_change_as_a_node_changes() -> None:
+    other = _service(
+        clusterIP="10.96.0.11", clusterIPs=["10.96.0.11"], ports=[{"name": "http", "port": 80}]
+    ) | {"metadata": {"name": "other", "namespace": "default"}}
+    node, going, staying = parse(NODES[0]), parse(_service()), parse(other)
+    catalogue = Catalogue.of([node, going, staying], HERE)
+    changed = parse(_node("node-1", "172.16.0.1", "fd00:16::1", zone="b"))
+    after = catalogue.changed([node, going], [changed])
+    assert list(after.pools) == ["Service/default/other"]
+    assert set(after.owners.values()) == {"Service/default/other"}
+    redirect = parse(_redirect(ADDRESS))
+    pod = parse(_pod("a", "10.0.1.1"))
+    catalogue = Catalogue.of([node, redirect, pod], HERE)
+    assert list(catalogue.changed([node, redirect], [changed]).pools) == []
+
+
 places: st.SearchStrategy[Document] = st.sampled_from(
     [{}, {"hints": {"forZones": [{"name": "a"}]}}, {"zone": "b"}]
 )
@@ -513,7 +529,15 @@ flags = st.sampled_from([True, False, None])
 @st.composite
 def _worlds(draw: st.DrawFn) -> list[Document]:
     """Services, slices, pods, nodes and policies, thrown together."""
-    documents: list[Document] = [node for node in NODES if draw(st.booleans())]
+    documents: list[Document] = [
+        _node(
+            node["metadata"]["name"],
+            *(one["address"] for one in node["status"]["addresses"][: draw(st.integers(0, 2))]),
+            zone=draw(st.sampled_from(["a", "b", ""])),
+        )
+        for node in NODES
+        if draw(st.booleans())
+    ]
     for index in range(draw(st.integers(1, 3))):
         service = _service(
             {"loadBalancer": {"ingress": [{"ip": f"198.51.100.{index}"}]}},
@@ -550,6 +574,44 @@ def _worlds(draw: st.DrawFn) -> list[Document]:
         documents.append(_policy() | {"metadata": {"name": "one", "namespace": "default"}})
     if draw(st.booleans()):
         documents.append(_redirect(ADDRESS))
+    documents += [
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "VirtualService",
+            "metadata": {"name": f"virtual{which}", "namespace": "default"},
+            "spec": {
+                "addresses": [f"192.0.2.{which}"],
+                "ports": [{"port": 80, "targetPort": 8080}],
+                "backends": [
+                    {"address": f"10.8.0.{draw(st.integers(1, 2))}", "port": 8080},
+                    {"selector": {"app": "web"}},
+                ],
+            },
+        }
+        for which in range(draw(st.integers(0, 2)))
+    ]
+    documents += [
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "ExternalHost",
+            "metadata": {"name": f"host{which}"},
+            "spec": {"addresses": [f"10.8.0.{which}"]},
+        }
+        for which in (1, 2)
+        if draw(st.booleans())
+    ]
+    if draw(st.booleans()):
+        documents.append(
+            {
+                "apiVersion": "hookline.dev/v1alpha1",
+                "kind": "DNSCapture",
+                "metadata": {"name": "dns", "namespace": "default"},
+                "spec": {
+                    "podSelector": {"matchLabels": {"app": "web"}},
+                    "resolver": {"address": "192.0.2.53", "port": 53},
+                },
+            }
+        )
     return documents
 
 
@@ -601,25 +663,28 @@ def test_every_world_makes_sense(documents: list[Document]) -> None:
     _check(_catalogue(*documents))
 
 
-@settings(deadline=None)
-@given(_worlds(), _worlds())
-def test_changes_come_to_the_same_as_starting_anew(before: list[Document], after: list[Document]) -> None:
-    """From one world to another, an object at a time: at every step the pools are those of all objects together."""
+@settings(deadline=None, max_examples=60)
+@given(st.lists(_worlds(), min_size=2, max_size=4), st.integers(1, 30))
+def test_changes_come_to_the_same_as_starting_anew(worlds: list[list[Document]], batch: int) -> None:
+    """From one world to another, some objects at a time: at every step the pools are those of all objects together."""
 
     def keyed(documents: list[Document]) -> dict[str, Resource]:
         return {resource.reference: resource for resource in map(parse, documents)}
 
-    old, new = keyed(before), keyed(after)
-    world = dict(old)
-    catalogue = Catalogue.of(old.values(), HERE)
-    for reference in (*(old.keys() - new.keys()), *new):
-        gone = [world.pop(reference)] if reference in world else []
-        come = [new[reference]] if reference in new else []
-        world.update((resource.reference, resource) for resource in come)
-        catalogue = catalogue.changed(gone, come)
-        anew = Catalogue.of(world.values(), HERE)
-        assert _unordered(catalogue) == _unordered(anew)
-        assert catalogue.owners == anew.owners
+    world = keyed(worlds[0])
+    catalogue = Catalogue.of(world.values(), HERE)
+    for new in map(keyed, worlds[1:]):
+        references = [*(reference for reference in world if reference not in new), *new]
+        for first in range(0, len(references), batch):
+            touched = references[first : first + batch]
+            gone = [world.pop(reference) for reference in touched if reference in world]
+            come = [new[reference] for reference in touched if reference in new]
+            world.update((resource.reference, resource) for resource in come)
+            catalogue = catalogue.changed(gone, come)
+            anew = Catalogue.of(world.values(), HERE)
+            assert _unordered(catalogue) == _unordered(anew)
+            assert catalogue.pools.keys() == anew.pools.keys()
+            assert catalogue.owners == anew.owners
     _check(catalogue)
 
 

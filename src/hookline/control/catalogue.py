@@ -108,8 +108,8 @@ class Catalogue:
                         found[reference] = None
                 case Pod():
                     pods.append(resource)
-                case Node():
-                    return (*inventory.services, *inventory.redirects)
+                case Node():  # beside those that go in the same change
+                    found.update(dict.fromkeys((*inventory.services, *inventory.redirects)))
         found.update(dict.fromkeys(self._selecting(inventory, pods)))
         found.update(dict.fromkeys(self._naming(inventory, (*gone, *come))))
         found.update(
