@@ -17,7 +17,7 @@ from hookline.lab import Lab
 from hookline.model import Resource
 from tests.lab.conftest import document, pod
 from tests.lab.test_balancing import PORTS, service
-from tests.lab.test_sockets import FAMILIES, PORT, PROTOCOLS, SERVICE, Protocol, ask
+from tests.lab.test_sockets import FAMILIES, PORT, PROTOCOLS, SERVICE, Protocol, ask, disconnect
 
 ENDED = {errno.ECONNABORTED, errno.EPIPE, errno.EDESTADDRREQ}
 """What a program meets first: a TCP socket that reads or writes, a UDP socket that has no peer any more."""
@@ -106,6 +106,28 @@ def test_the_sockets_of_a_removed_backend_are_ended(
             assert fate(one) in ({0} if name == "default/orders-2" else ENDED)
         assert fate(theirs[0]) == 0, "a connection that was none of the service's was ended"
         assert sum(node.sockets().values()) == who.count("default/orders-2")
+
+
+@FAMILIES
+@PROTOCOLS
+def test_a_socket_that_left_the_service_for_the_backend_itself_is_no_longer_its(
+    place: Lab, node: Node, version: int, protocol: Protocol
+) -> None:
+    """The same socket, first given the backend, then connected by the program to that very address."""
+    node.apply(orders(place, 1))
+    direct = backend_address(place, 1, version), 8080 if protocol == "tcp" else 5353
+    with connected(place, SERVICE[version], PORT[protocol], protocol) as (one,):
+        assert ask(one) == "default/orders-1"
+        assert sum(node.sockets().values()) == 1
+        if protocol == "tcp":
+            disconnect(one)
+        one.connect(direct)
+        assert ask(one) == "default/orders-1"
+        assert node.sockets() == {}
+        done = node.apply(orders(place, 2))
+        assert done.plan.sockets_ended == 0
+        assert done.plan.warnings == []
+        assert fate(one) == 0
 
 
 @FAMILIES

@@ -105,7 +105,8 @@ static __always_inline bool is_connected_to(struct sock_common *socket, const st
 {
 	__u8 state = socket->skc_state;
 
-	if (!peer->backend || state == TCP_CLOSE || state == TCP_LISTEN)
+	/* A record without a protocol is of a connection that is over. */
+	if (!peer->protocol || !peer->backend || state == TCP_CLOSE || state == TCP_LISTEN)
 		return false;
 	remote_address(socket, remote);
 	return socket->skc_dport == peer->port && address_equal(remote, &peer->address);

@@ -271,8 +271,9 @@ static __always_inline enum choice connect_socket(struct bpf_sock_addr *ctx, str
 		return choice;
 	if (choice == CHOICE_NONE) {
 		stored = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+		/* Of an earlier connect(): nothing may find the socket by what it was given then. */
 		if (stored)
-			stored->protocol = 0; /* of an earlier connect() */
+			*stored = (struct peer){};
 		return choice;
 	}
 	stored = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);

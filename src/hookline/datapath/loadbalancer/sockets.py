@@ -146,7 +146,9 @@ def destroy_sockets(
 def _walk(obj: bpf.Object, sockets: bpf.Map) -> NDArray[np.void]:
     with obj.programs["list_sockets"].attach_iterator(map=sockets) as walk:
         found: NDArray[np.void] = np.frombuffer(walk.read(), obj.btf.struct("live_socket"))
-    return found
+    # A record may change while it is read: what is neither protocol's is no connection that a backend was given.
+    known: NDArray[np.void] = found[np.isin(found["protocol"], tuple(_PROGRAMS))]
+    return known
 
 
 def _doomed(found: NDArray[np.void], rows: Mapping[Row, tuple[Address, int]]) -> NDArray[np.void]:
