@@ -302,6 +302,77 @@ def test_an_address_traffic_goes_to_the_node_s_own_pod(
         assert place.call(source, lambda: who(address, protocol)) == ("default/cache", (address, 53))
 
 
+class Asker:
+    """One datagram socket of a pod that is never connected and asks the same server again and again."""
+
+    def __init__(self, place: Lab, source: str, server: str) -> None:
+        self.server = server
+        (self.socket,) = place.sockets(source, 6 if ":" in server else 4, "udp")
+        self.socket.settimeout(5)
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def ask(self, message: bytes = b"who") -> bytes:
+        self.socket.sendto(message, (self.server, 53))
+        answer, source = self.socket.recvfrom(4096)
+        assert seen(source) == (self.server, 53)
+        return answer.strip()
+
+
+@FAMILIES
+def test_a_redirect_reaches_a_datagram_socket_whose_backend_is_well(
+    place: Lab, node: Node, version: int
+) -> None:
+    node.apply(cluster_dns())
+    policy = redirect(serviceMatcher={"serviceName": "dns", "namespace": "default"})
+    with Asker(place, "default/web", CLUSTER_DNS[version]) as one:
+        assert one.ask() == b"default/far"
+        node.apply(policy)
+        assert one.ask() == b"default/cache"
+        node.delete([policy.reference])
+        assert one.ask() == b"default/far"
+
+
+@FAMILIES
+def test_a_capture_reaches_a_datagram_socket_whose_backend_is_well(
+    place: Lab, resolver: None, node: Node, version: int
+) -> None:
+    node.apply(cluster_dns())
+    kind = "A" if version == 4 else "AAAA"
+    question = bytes(DNS(id=4711, rd=1, qd=DNSQR(qname="web.test", qtype=kind)))
+    with Asker(place, "default/web", CLUSTER_DNS[version]) as one:
+        assert one.ask() == b"default/far"
+        node.apply(capture(selector={"app": "resolver"}))
+        assert DNS(one.ask(question)).an[0].rdata == NAMES["web.test"][version]
+        node.delete(["DNSCapture/default/web"])
+        assert one.ask() == b"default/far"
+
+
+@FAMILIES
+def test_an_address_that_a_service_lost_is_none_s_for_a_datagram_socket(
+    place: Lab, node: Node, version: int
+) -> None:
+    """The service and its backend stay, and another address of it."""
+    (dns,) = cluster_dns()
+    document = dns.to_document()
+    document["spec"]["externalIPs"] = list(ASKED.values())
+    node.apply(parse(document))
+    with (
+        Asker(place, "default/web", ASKED[version]) as one,
+        Asker(place, "default/web", CLUSTER_DNS[version]) as other,
+    ):
+        assert one.ask() == other.ask() == b"default/far"
+        node.apply(dns)
+        assert other.ask() == b"default/far"
+        one.socket.settimeout(1)
+        with pytest.raises(OSError, match=r"timed out|unreachable|refused"):
+            one.ask()
+
+
 def test_a_row_that_was_lost_is_put_back(place: Lab, resolver: None, node: Node) -> None:
     node.apply(capture(selector={"app": "resolver"}))
     ask = lambda: query(ASKED[4], 53, "udp", "web.test", 4)  # noqa: E731

@@ -127,7 +127,7 @@ def inside_service(balancer: Balancer, address: str, row: int, protocol: str) ->
         "id": 60,
         "table_page": page,
         "table_size": 1,
-        "pool": 9,
+        "pool": 1,
     }
 
 

@@ -87,6 +87,7 @@ enum choice {
 	CHOICE_NONE,	/* not ours */
 	CHOICE_REFUSED, /* the error is set */
 	CHOICE_MADE,
+	CHOICE_OPEN, /* a service's: a backend is still to be chosen */
 };
 
 /* XDP may interrupt a program of a process on the same CPU: only one instruction counts for both. */
@@ -186,9 +187,10 @@ static __always_inline enum choice capture(struct service_key *key, __u64 netns)
 	return CHOICE_MADE;
 }
 
-/* Where a socket goes that asks for `key`. `peer` is filled in where the choice is made. */
-static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, struct service_key *key, __u32 hash,
-					       struct peer *peer)
+/* What a socket asks for with `key`, by what is wanted now: a service, whose row is copied since its memory
+ * may become another row's at any time, or a resolver that is none's. What was asked is noted in `peer`. */
+static __always_inline enum choice look_up(struct bpf_sock_addr *ctx, struct service_key *key,
+					   struct peer *peer, struct service *service)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx);
 
@@ -201,16 +203,21 @@ static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, struct
 	if (captured == CHOICE_REFUSED)
 		return captured;
 
-	struct service *service = service_for_socket(key, netns);
+	const struct service *found = service_for_socket(key, netns);
 
-	if (!service) {
-		if (captured == CHOICE_NONE)
-			return CHOICE_NONE;
-		peer->address = key->address;
-		peer->port = key->port;
-		return CHOICE_MADE;
+	if (found) {
+		*service = *found;
+		return CHOICE_OPEN;
 	}
+	peer->address = key->address;
+	peer->port = key->port;
+	return captured;
+}
 
+/* Gives a socket one of a service's backends. */
+static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, const struct service *service,
+					       __u32 hash, struct peer *peer)
+{
 	struct service_metrics *counters = bpf_map_lookup_elem(&service_metrics, &service->id);
 
 	if (!service->table_size) {
@@ -220,11 +227,11 @@ static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, struct
 		return refuse_socket(ECONNREFUSED);
 	}
 
-	struct address client = client_of_netns(netns);
+	struct address client = client_of_netns(bpf_get_netns_cookie(ctx));
 	__u32 row = choose_backend(service, &client, hash);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &row);
 
-	if (!backend || !(backend->flags & BACKEND_ACTIVE)) {
+	if (!backend || !(backend->flags & BACKEND_ACTIVE) || backend->pool != service->pool) {
 		COUNT_SOCKET(refused_internal);
 		if (counters)
 			count_one(&counters->drops);
@@ -235,6 +242,7 @@ static __always_inline enum choice choose_peer(struct bpf_sock_addr *ctx, struct
 	peer->backend = row;
 	peer->generation = backend->generation;
 	peer->service = service->id;
+	peer->pool = service->pool;
 	return CHOICE_MADE;
 }
 
@@ -260,12 +268,15 @@ static __always_inline enum choice connect_socket(struct bpf_sock_addr *ctx, str
 						  struct peer *peer)
 {
 	enum choice choice = CHOICE_NONE;
+	struct service service = {};
 	struct peer *stored;
 
 	key->port = ctx->user_port;
 	key->protocol = ctx->protocol;
 	if (ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_UDP)
-		choice = choose_peer(ctx, key, bpf_get_prandom_u32(), peer);
+		choice = look_up(ctx, key, peer, &service);
+	if (choice == CHOICE_OPEN)
+		choice = choose_peer(ctx, &service, bpf_get_prandom_u32(), peer);
 	/* A connected datagram socket that is refused another peer keeps the one that it has. */
 	if (choice == CHOICE_REFUSED)
 		return choice;
@@ -304,7 +315,7 @@ static __always_inline bool is_usable(const struct peer *peer)
 {
 	struct backend *backend;
 
-	/* A resolver is asked for anew each time. */
+	/* A resolver is none's. */
 	if (!peer->backend)
 		return false;
 	backend = bpf_map_lookup_elem(&backends, &peer->backend);
@@ -379,12 +390,24 @@ static __always_inline bool store_peer(struct bpf_sock_addr *ctx, struct peers *
 	return true;
 }
 
+/* Whether an earlier datagram's peer is this one's, too: a resolver's address, or one of the service's
+ * backends that still takes datagrams. */
+static __always_inline bool is_same(const struct peer *earlier, const struct peer *peer, enum choice choice,
+				    const struct service *service)
+{
+	if (choice == CHOICE_OPEN)
+		return earlier->pool == service->pool && is_usable(earlier);
+	return !earlier->backend && is_from(earlier, &peer->address, peer->port);
+}
+
 static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, struct service_key *key,
 						 struct peer *peer)
 {
 	struct peers *known = bpf_sk_storage_get(&datagrams, ctx->sk, NULL, 0);
 	struct peer *earlier = NULL;
 	struct peer *connected = connection_of(ctx);
+	struct service service = {};
+	bool spilled = false;
 	enum choice choice;
 
 	key->port = ctx->user_port;
@@ -394,42 +417,41 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 		*peer = *connected;
 		return CHOICE_MADE;
 	}
+	/* Each time, also where the earlier backend is well: what is wanted may have changed. */
+	choice = look_up(ctx, key, peer, &service);
+	if (choice == CHOICE_NONE || choice == CHOICE_REFUSED)
+		return choice;
 	if (known) {
 		for (int i = 0; i < PEERS; i++)
-			if (is_for(&known->rows[i], &key->address, key->port))
+			if (is_for(&known->rows[i], &peer->asked, peer->asked_port))
 				earlier = &known->rows[i];
-		if (earlier && is_usable(earlier)) {
-			earlier->last_use = ++known->uses;
-			*peer = *earlier;
-			return CHOICE_MADE;
-		}
 		if (!earlier && known->spilled) {
-			earlier = spilled_peer(ctx, &key->address, key->port, false);
-			if (earlier && is_usable(earlier)) {
-				*peer = *earlier;
-				store_peer(ctx, known, peer);
-				return CHOICE_MADE;
-			}
+			earlier = spilled_peer(ctx, &peer->asked, peer->asked_port, false);
+			spilled = earlier != NULL;
 		}
 	}
-
-	/* By the socket and not by chance: also a socket whose peer was forgotten goes where it went. */
-	__u64 hash =
-		mix(mix(hash_seed ^ bpf_get_socket_cookie(ctx)) ^ pair(key->address.words[3], key->port));
-
-	for (int i = 0; i < CHOICES; i++, hash = mix(hash)) {
-		struct service_key wanted = *key;
-
-		choice = choose_peer(ctx, &wanted, hash, peer);
-		if (choice != CHOICE_MADE)
-			return choice;
-		if (!known || !peer->backend || !is_shared(known, peer))
-			break;
-	}
-	if (!peer->backend && earlier && address_equal(&earlier->address, &peer->address) &&
-	    earlier->port == peer->port) {
-		earlier->last_use = known ? ++known->uses : 0;
+	if (known && earlier && is_same(earlier, peer, choice, &service)) {
+		*peer = *earlier;
+		if (spilled)
+			store_peer(ctx, known, peer);
+		else
+			earlier->last_use = ++known->uses;
 		return CHOICE_MADE;
+	}
+
+	if (choice == CHOICE_OPEN) {
+		/* By the socket and not by chance: also a socket whose peer was forgotten goes where it went.
+		 */
+		__u64 hash = mix(mix(hash_seed ^ bpf_get_socket_cookie(ctx)) ^
+				 pair(peer->asked.words[3], peer->asked_port));
+
+		for (int i = 0; i < CHOICES; i++, hash = mix(hash)) {
+			choice = choose_peer(ctx, &service, hash, peer);
+			if (choice != CHOICE_MADE)
+				return choice;
+			if (!known || !is_shared(known, peer))
+				break;
+		}
 	}
 	if (!store_peer(ctx, known, peer)) {
 		COUNT_SOCKET(refused_no_memory);
