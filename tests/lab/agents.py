@@ -55,6 +55,7 @@ class AgentProcess:
     Attributes:
         folder: What it watches.
         options: More of its command line.
+        program: What runs it, in place of the command itself.
     """
 
     lab: Lab
@@ -63,6 +64,7 @@ class AgentProcess:
     options: Sequence[str] = ()
     node: str = "node-1"
     environment: dict[str, str] = field(default_factory=dict)
+    program: Sequence[str] = (sys.executable, "-m", "hookline")
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,7 +74,7 @@ class AgentProcess:
 
     def command(self, *options: str) -> list[str]:
         """The command line of an agent here."""
-        return [sys.executable, "-m", "hookline", "agent", "--node", str(self.name), *options]
+        return [*self.program, "agent", "--node", str(self.name), *options]
 
     def start(self) -> AgentProcess:
         """Starts it, and waits until it answers."""

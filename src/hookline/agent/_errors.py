@@ -25,14 +25,19 @@ KNOWN: dict[str, type[HooklineError]] = {
 }
 
 
+def unexpected(error: BaseException) -> HooklineError:
+    """What is said of an error that nobody expected."""
+    return HooklineError(
+        f"an unexpected {type(error).__name__}: {error}",
+        why="this is a fault of Hookline itself",
+        remedy="the agent's log shows where; please report it",
+    )
+
+
 def to_wire(error: BaseException) -> dict[str, Any]:
     """An error as JSON: ``{error, why, remedy, type, exit_status}``."""
     if not isinstance(error, HooklineError):
-        error = HooklineError(
-            f"an unexpected {type(error).__name__}: {error}",
-            why="this is a fault of Hookline itself",
-            remedy="the agent's log shows where; please report it",
-        )
+        error = unexpected(error)
     return {**error.as_dict(), "type": type(error).__name__, "exit_status": error.exit_status}
 
 

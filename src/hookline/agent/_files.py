@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from inotify_simple import INotify, flags
 
-from hookline.agent._errors import AgentError
+from hookline.agent._errors import AgentError, unexpected
 from hookline.agent._logs import error_fields, fields, log
 from hookline.control import Applied, Conflict, Covered, Node
 from hookline.errors import HooklineError
@@ -55,6 +55,7 @@ class Brought:
 
     applied: list[Applied] = field(default_factory=list)
     refused: int = 0
+    faults: int = 0
 
 
 class Files:
@@ -110,10 +111,11 @@ class Files:
         wanted = set(self.there()) | set(self.known) if changed is None else set(changed)
         # What was refused may have waited for what changes now, such as an object that moves from one file to another.
         wanted |= {path for path, known in self.known.items() if known.problem is not None}
-        read = dict(self._read(sorted(wanted)))
+        result = Brought()
+        read = dict(self._read(sorted(wanted), result))
         read = self._without_duplicates(read)
         broken = {path for path, known in self.known.items() if known.problem is not None}
-        result = Brought(refused=len(wanted & broken))
+        result.refused = len(wanted & broken)
         if whole:
             covered = Covered(frozenset((*self.single, *read)), frozenset(self.folders), frozenset(broken))
         else:
@@ -122,11 +124,13 @@ class Files:
             return result
         try:
             result.applied.append(self._apply(node, read, covered))
-        except HooklineError as error:
+        except Exception as error:
             if len(read) == 1:
-                self._refuse(next(iter(read)), error)
+                self._refuse(next(iter(read)), error, result)
                 result.refused += 1
             else:
+                if not isinstance(error, HooklineError):
+                    _log_fault(error, f"{len(read)} files", result)
                 self._bring_singly(node, read, result)
         return result
 
@@ -135,8 +139,8 @@ class Files:
         for path, resources in read.items():
             try:
                 result.applied.append(self._apply(node, {path: resources}, Covered(frozenset({path}))))
-            except HooklineError as error:
-                self._refuse(path, error)
+            except Exception as error:
+                self._refuse(path, error, result)
                 result.refused += 1
 
     def _apply(self, node: Node, read: dict[str, list[Resource]], covered: Covered) -> Applied:
@@ -173,7 +177,7 @@ class Files:
             log.warning("note", extra=fields(note=warning))
         return applied
 
-    def _read(self, paths: Sequence[str]) -> Iterator[tuple[str, list[Resource]]]:
+    def _read(self, paths: Sequence[str], result: Brought) -> Iterator[tuple[str, list[Resource]]]:
         for path in paths:
             known = self.known.setdefault(path, WatchedFile())
             known.signature = _signature(path)
@@ -183,8 +187,8 @@ class Files:
                 continue
             try:
                 yield path, files.read(path, may_be_empty=path not in self.single)
-            except HooklineError as error:
-                self._refuse(path, error)
+            except Exception as error:
+                self._refuse(path, error, result)
 
     def _without_duplicates(self, read: dict[str, list[Resource]]) -> dict[str, list[Resource]]:
         """Refuses files that describe what another watched file does."""
@@ -219,8 +223,12 @@ class Files:
             if self._owners.get(reference) == path:
                 del self._owners[reference]
 
-    def _refuse(self, path: str, error: HooklineError) -> None:
+    def _refuse(self, path: str, error: Exception, result: Brought | None = None) -> None:
+        """Keeps the error with its file. One that nobody expected is the file's too: the others must not wait for it."""
         known = self.known[path]
+        if not isinstance(error, HooklineError):
+            _log_fault(error, path, result)
+            error = unexpected(error)
         if known.problem is None or known.problem.as_dict() != error.as_dict():
             log.error("file refused, what it last said stays", extra=fields(file=path, **error_fields(error)))
         known.problem = error
@@ -228,6 +236,12 @@ class Files:
     def problems(self) -> dict[str, HooklineError]:
         """What is wrong with each file that is not in force as it is."""
         return {path: known.problem for path, known in self.known.items() if known.problem is not None}
+
+
+def _log_fault(error: Exception, path: str, result: Brought | None) -> None:
+    if result is not None:
+        result.faults += 1
+    log.error("unexpected error, the agent goes on", extra=fields(part="files", file=path), exc_info=error)
 
 
 class Watcher:

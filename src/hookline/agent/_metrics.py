@@ -81,6 +81,12 @@ class Metrics:
             ["kind"],
             registry=self._own,
         )
+        self.faults = Counter(
+            "hookline_agent_faults",
+            "Errors that nobody expected, by the part of the agent that they happened in; the log has their tracebacks.",
+            ["part"],
+            registry=self._own,
+        )
         self.extra: list[CollectorRegistry] = [self._own]
 
     def text(self, look: Look) -> bytes:

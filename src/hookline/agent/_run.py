@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hookline import net
@@ -47,6 +48,8 @@ NETWORK_SETTLE_S = 0.05
 FULL_CHECK_EVERY_S = 1.0
 """Routes may flap: what they ask for is worked out at most this often."""
 CHECK_EVERY_S = 5.0
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 30.0
+"""What a part of the agent waits after a fault of its own, twice as long after each that follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._health = HealthSupervisor(self._report_health, namespace=name.netns)
         self._checked: Mapping[str, Sequence[Pool]] | None = None
+        self._told: set[asyncio.Task[None]] = set()
+        self._later: dict[int, asyncio.TimerHandle] = {}
 
     # -- what clients ask for
 
@@ -269,6 +274,8 @@ class Agent:
         """Reads watched files, all with None, and has the kernel follow."""
         start = time.monotonic() if since is None else since
         brought = await self.worker.call(lambda node: self.files.bring(node, changed))
+        if brought.faults:
+            self.metrics.faults.labels("files").inc(brought.faults)
         if brought.refused:
             self.metrics.changes.labels("file", "refused").inc(brought.refused)
         if brought.applied:
@@ -297,22 +304,28 @@ class Agent:
         self._look_at_kernel.set()
 
     async def _follow_files(self, watcher: Watcher) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.check_every_s):
-                    await self._look_at_files.wait()
-                    await asyncio.sleep(SETTLE_S)
-            woken = self._look_at_files.is_set()
-            since, self._first_event = self._first_event, None
-            changed, self._changed_files = self._changed_files, set()
-            anything, self._any_file = self._any_file, False
-            self._look_at_files.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.check_every_s):
+                await self._look_at_files.wait()
+                await asyncio.sleep(SETTLE_S)
+        woken = self._look_at_files.is_set()
+        since, self._first_event = self._first_event, None
+        changed, self._changed_files = self._changed_files, set()
+        anything, self._any_file = self._any_file, False
+        self._look_at_files.clear()
+        try:
             anything = watcher.rewatch() or anything or not woken
             if anything:
                 # What messages missed, and what was refused before and may be taken now.
                 changed |= await asyncio.to_thread(self.files.changed)
             if changed:
                 await self.bring_files(changed, since)
+        except Exception:
+            # Nothing that was told is forgotten: the next try looks at the same, and at all that is different.
+            self._changed_files |= changed
+            self._any_file = True
+            self._look_at_files.set()
+            raise
 
     # -- the kernel
 
@@ -358,27 +371,29 @@ class Agent:
             self._look_at_kernel.set()
 
     async def _follow_kernel(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.check_every_s):
-                    await self._look_at_kernel.wait()
-                    await asyncio.sleep(NETWORK_SETTLE_S)
-            self._look_at_kernel.clear()
-            full = self._full_check
-            if full and time.monotonic() - self._last_full < FULL_CHECK_EVERY_S:
-                await asyncio.sleep(FULL_CHECK_EVERY_S)
-            self._full_check = False
-            if full:
-                self._last_full = time.monotonic()
-            try:
-                await self.check(full=full)
-            except NotThere as error:
-                # The lab was taken down: there is no node to keep.
-                self.failure = error
-                self.stopping.set()
-                return
-            except HooklineError:
-                continue  # said already; the next look tries again
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.check_every_s):
+                await self._look_at_kernel.wait()
+                await asyncio.sleep(NETWORK_SETTLE_S)
+        self._look_at_kernel.clear()
+        full = self._full_check
+        if full and time.monotonic() - self._last_full < FULL_CHECK_EVERY_S:
+            await asyncio.sleep(FULL_CHECK_EVERY_S)
+        self._full_check = False
+        if full:
+            self._last_full = time.monotonic()
+        try:
+            await self.check(full=full)
+        except NotThere as error:
+            # The lab was taken down: there is no node to keep.
+            self.failure = error
+            self.stopping.set()
+        except HooklineError:
+            pass  # said already; the next look tries again
+        except Exception:
+            self._full_check = full or self._full_check
+            self._look_at_kernel.set()
+            raise
 
     # -- health checks
 
@@ -391,17 +406,29 @@ class Agent:
     def _tell_changes(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: loop.create_task(self.changes.tell()))
+            with contextlib.suppress(RuntimeError):  # it was closed this very moment
+                loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        # The loop itself keeps no more than a weak reference to a task.
+        task = asyncio.create_task(self.changes.tell())
+        self._told.add(task)
+        task.add_done_callback(self._told.discard)
 
     def _follow_documents(self, node: Node) -> None:
         """Has the checks follow what is wanted; called in the node's thread after everything that it does."""
         if self._checked is None:
             return  # they have not begun
-        with contextlib.suppress(HooklineError):  # whoever asked for what could not be done is told
+        try:
             documents = node.documents
             if documents is not self._checked:
                 self._health.update(documents, node.health)
                 self._checked = documents
+        except HooklineError:
+            pass  # whoever asked for what could not be done is told
+        except Exception as error:
+            # Not what was asked for, which is done: its answer must not become this one.
+            self._note_fault("documents", error)
 
     def _begin_checks(self, node: Node) -> None:
         node.watched = True
@@ -410,24 +437,74 @@ class Agent:
 
     async def _follow_drains(self) -> None:
         """Ends drains when their time is over."""
-        while True:
-            number = self.changes.number
-            try:
-                seconds = await self.worker.call(lambda node: node.expire())
-            except HooklineError as error:
-                log.error("drains could not be ended", extra=fields(**error_fields(error)))
-                seconds = None
-            longest = self.settings.check_every_s
-            await self.changes.wait(number, longest if seconds is None else min(max(seconds, 0.0), longest))
+        number = self.changes.number
+        try:
+            seconds = await self.worker.call(lambda node: node.expire())
+        except HooklineError as error:
+            log.error("drains could not be ended", extra=fields(**error_fields(error)))
+            seconds = None
+        longest = self.settings.check_every_s
+        await self.changes.wait(number, longest if seconds is None else min(max(seconds, 0.0), longest))
 
     # -- the service manager
 
     async def _tell_watchdog(self, seconds: float) -> None:
         """Says that the agent is well as long as the node's thread answers."""
+        await self.worker.call(lambda _: None)
+        notify("WATCHDOG=1")
+        await asyncio.sleep(seconds / 3)
+
+    # -- faults of its own
+
+    async def _keep_on(self, part: str, turn: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Takes one turn after the other until the agent ends. A turn that fails, in whatever way, is not the last."""
+        delay = RETRY_FIRST_S
         while True:
-            await self.worker.call(lambda _: None)
-            notify("WATCHDOG=1")
-            await asyncio.sleep(seconds / 3)
+            try:
+                await turn()
+            except Exception as error:
+                self._note_fault(part, error, again_in_s=delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_LONGEST_S)
+            else:
+                delay = RETRY_FIRST_S
+
+    def _note_fault(self, part: str, error: BaseException, **values: Any) -> None:
+        """Says where what nobody expected happened, and counts it; called in any thread."""
+        self.metrics.faults.labels(part).inc()
+        log.error(
+            "unexpected error, the agent goes on",
+            extra=fields(part=part, **values, **error_fields(error)),
+            exc_info=error,
+        )
+
+    def _listen(self, descriptor: int, part: str, read: Callable[[], None]) -> None:
+        """Has the loop read a descriptor. One that cannot be read is left alone for a while: it stays readable all the time."""
+        loop = asyncio.get_running_loop()
+        delay = RETRY_FIRST_S
+
+        def safely() -> None:
+            nonlocal delay
+            try:
+                read()
+                delay = RETRY_FIRST_S
+            except Exception as error:
+                self._note_fault(part, error, again_in_s=delay)
+                loop.remove_reader(descriptor)
+                self._later[descriptor] = loop.call_later(delay, loop.add_reader, descriptor, safely)
+                delay = min(2 * delay, RETRY_LONGEST_S)
+                # What it would have said is looked for.
+                self._any_file = self._full_check = True
+                self._look_at_files.set()
+                self._look_at_kernel.set()
+
+        loop.add_reader(descriptor, safely)
+
+    def _listen_no_more(self, descriptor: int) -> None:
+        later = self._later.pop(descriptor, None)
+        if later is not None:
+            later.cancel()
+        asyncio.get_running_loop().remove_reader(descriptor)
 
     def stop(self) -> None:
         """Ends the agent; what is in the kernel stays."""
@@ -448,12 +525,15 @@ class Agent:
             tcp = _server.tcp_socket(self.settings.metrics) if self.settings.metrics else None
             async with self._watched() as watcher:
                 await self._start()
-                tasks = [self._follow_kernel(), self._follow_drains()]
+                tasks = [
+                    self._keep_on("kernel", self._follow_kernel),
+                    self._keep_on("drains", self._follow_drains),
+                ]
                 if watcher is not None:
-                    tasks.append(self._follow_files(watcher))
+                    tasks.append(self._keep_on("files", partial(self._follow_files, watcher)))
                 watchdog = watchdog_seconds()
                 if watchdog is not None:
-                    tasks.append(self._tell_watchdog(watchdog))
+                    tasks.append(self._keep_on("watchdog", partial(self._tell_watchdog, watchdog)))
                 await self._serve(listener, tcp, tasks)
         finally:
             notify("STOPPING=1")
@@ -479,9 +559,18 @@ class Agent:
                 ),
             )
         if self.files:
-            await self.bring_files()
-        with contextlib.suppress(HooklineError):
+            try:
+                await self.bring_files()
+            except Exception as error:
+                self._note_fault("files", error)
+                self._any_file = True
+                self._look_at_files.set()
+        try:
             await self.check()
+        except HooklineError:
+            pass  # said already
+        except Exception as error:
+            self._note_fault("kernel", error)
         await self.worker.call(_found)
         await self.worker.call(self._begin_checks)
         _settle_memory()
@@ -489,19 +578,18 @@ class Agent:
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[Watcher | None]:
         """Watches files and the network before the first look, so that nothing falls in between."""
-        loop = asyncio.get_running_loop()
         monitor = net.Monitor(self.name.netns)
         watcher = Watcher(self.files) if self.files else None
-        loop.add_reader(monitor.fileno(), self._network_changed, monitor)
+        self._listen(monitor.fileno(), "kernel", partial(self._network_changed, monitor))
         if watcher is not None:
-            loop.add_reader(watcher.fileno(), self._files_changed, watcher)
+            self._listen(watcher.fileno(), "files", partial(self._files_changed, watcher))
         try:
             yield watcher
         finally:
-            loop.remove_reader(monitor.fileno())
+            self._listen_no_more(monitor.fileno())
             monitor.close()
             if watcher is not None:
-                loop.remove_reader(watcher.fileno())
+                self._listen_no_more(watcher.fileno())
                 watcher.close()
 
     async def _serve(

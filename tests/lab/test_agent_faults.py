@@ -1,0 +1,133 @@
+"""Errors that nobody expected, in a real agent: they are said and counted, and it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hookline import api, lab, net
+from hookline.lab import Lab, LabError
+from tests.lab.agents import AgentProcess, service, until
+from tests.lab.conftest import document, pod
+
+FIRST, SECOND = "192.0.2.10", "192.0.2.20"
+FAULTY = """
+import sys
+from hookline import cli
+from hookline.{module} import {owner}
+
+real, left = {owner}.{method}, {times}
+
+def faulty(self, *arguments, **options):
+    global left
+    if left and ({when}):
+        left -= 1
+        raise ZeroDivisionError("put here by a test")
+    return real(self, *arguments, **options)
+
+{owner}.{method} = faulty
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def fault_lab(unique_name: Callable[[], str]) -> Iterator[Lab]:
+    name = unique_name()
+    try:
+        yield api.lab_up(
+            [
+                document("Node", "node-1"),
+                pod("p0", metadata={"labels": {"app": "orders"}}),
+                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
+            ],
+            name,
+        )
+    finally:
+        with contextlib.suppress(LabError):
+            lab.down(name)
+
+
+@pytest.fixture
+def stopped(fault_lab: Lab, tmp_path: Path) -> Iterator[AgentProcess]:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    agent = AgentProcess(fault_lab, folder, tmp_path / "agent.log")
+    agent.write(service("orders", FIRST))
+    yield agent
+    agent.clear()
+
+
+def with_fault(agent: AgentProcess, owner: str, method: str, times: int = 3, when: str = "True") -> None:
+    module, _, name = owner.rpartition(".")
+    code = FAULTY.format(module=module, owner=name, method=method, times=times, when=when)
+    agent.program = (sys.executable, "-c", code)
+
+
+@pytest.mark.parametrize(
+    ("part", "owner", "method"),
+    [
+        ("files", "agent._files.Files", "bring"),
+        ("files", "agent._files.Files", "changed"),
+        ("files", "agent._files.Watcher", "read"),
+        ("files", "agent._files.Watcher", "rewatch"),
+        ("kernel", "control.Node", "repair"),
+        ("kernel", "net.Monitor", "read"),
+        ("drains", "control.Node", "expire"),
+    ],
+)
+def test_no_fault_ends_the_agent(stopped: AgentProcess, part: str, owner: str, method: str) -> None:
+    # Watching begins with the first call of it, which is not in a loop yet.
+    when = "not options.get('strict')" if method == "rewatch" else "True"
+    with_fault(stopped, owner, method, when=when)
+    agent = stopped.start()
+    assert agent.process is not None
+    sample = f'hookline_agent_faults_total{{part="{part}"}}'
+    for turn in range(3):
+        if method == "read":  # they are read when there is something to read
+            agent.write(service("orders", FIRST), f"turn{turn}.yaml.tmp")
+            neighbour(agent)
+        until("it is counted", partial(lambda least: agent.metric(sample) >= least, turn + 1))
+    agent.write(service("second", SECOND), "second.yaml")
+    until("it goes on", lambda: agent.answers(FIRST) and agent.answers(SECOND))
+    assert agent.metric(sample) == 3
+    said = agent.said("unexpected error, the agent goes on", part=part)
+    assert len(said) == 3
+    assert all("put here by a test" in one["traceback"] for one in said)
+    delays = [one["again_in_s"] for one in said if "again_in_s" in one]
+    assert delays == sorted(set(delays)), "each time it waits longer"
+    assert agent.process.poll() is None
+    assert agent.end() == 0
+
+
+def neighbour(agent: AgentProcess) -> None:
+    """Has the kernel tell of a change to the network of the node."""
+    with net.inside(agent.name.netns):
+        for word in ("add", "del"):
+            subprocess.run(
+                ["ip", "link", word, "hlfault0", *(["type", "bridge"] if word == "add" else [])], check=True
+            )
+
+
+def test_a_file_that_nobody_can_apply_keeps_no_other_waiting(stopped: AgentProcess) -> None:
+    when = "any(one.name == 'poison' for one in arguments[0])"
+    with_fault(stopped, "control.Node", "apply", 1_000_000, when)
+    agent = stopped.start()
+    agent.write(service("poison", "192.0.2.66"), "poison.yaml")
+    until("it is said", lambda: agent.health()["status"] == "degraded")
+    agent.write(service("second", SECOND), "second.yaml")
+    until("the others", lambda: agent.answers(FIRST) and agent.answers(SECOND))
+    (said,) = [one["problem"] for one in agent.health()["files"] if one["problem"]]
+    assert "unexpected ZeroDivisionError" in said["error"]
+    assert agent.metric('hookline_agent_faults_total{part="files"}') >= 1
+    assert any(
+        "put here by a test" in one["traceback"] for one in agent.said("unexpected error, the agent goes on")
+    )
+    agent.write(service("harmless", "192.0.2.66"), "poison.yaml")
+    until("it is good again", lambda: agent.health()["status"] == "ok")
+    assert agent.answers("192.0.2.66")
