@@ -7,6 +7,7 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from hookline import api, bpf, lab, net
 from hookline.control import Node
 from hookline.datapath.loadbalancer.sockets import destroy_sockets, live_sockets
 from hookline.lab import Lab
-from hookline.model import Resource
+from hookline.model import Resource, parse
 from tests.lab.conftest import document, pod
 from tests.lab.test_balancing import PORTS, service
 from tests.lab.test_sockets import FAMILIES, PORT, PROTOCOLS, SERVICE, Protocol, ask, disconnect
@@ -249,3 +250,93 @@ def test_the_last_service_ends_its_sockets_too(place: Lab, node: Node) -> None:
     assert not node.name.pins.exists()
     node.apply(orders(place, 1))
     assert net.cgroups.path(node.name.cgroup).is_dir()
+
+
+def _kubernetes(place: Lab, *numbers: int, name: str = "http", **spec: object) -> list[Resource]:
+    """A Service with a slice for each family; its backends are this node's unless they are said to be another's."""
+    elsewhere = spec.pop("elsewhere", ())
+    assert isinstance(elsewhere, tuple)
+    ports = [
+        {"name": name, "port": 80, "protocol": "TCP"},
+        {"name": f"{name}-u", "port": 53, "protocol": "UDP"},
+    ]
+    documents: list[dict[str, Any]] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "shop", "namespace": "default"},
+            "spec": {"clusterIP": SERVICE[4], "clusterIPs": list(SERVICE.values()), "ports": ports, **spec},
+        }
+    ]
+    documents += [
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"shop-{version}",
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "shop"},
+            },
+            "addressType": f"IPv{version}",
+            "ports": [
+                {"name": name, "port": 8080, "protocol": "TCP"},
+                {"name": f"{name}-u", "port": 5353, "protocol": "UDP"},
+            ],
+            "endpoints": [
+                {
+                    "addresses": [backend_address(place, n, version)],
+                    "nodeName": "node-2" if n in elsewhere else "node-1",
+                }
+                for n in numbers
+            ],
+        }
+        for version in (4, 6)
+    ]
+    return [parse(one) for one in documents]
+
+
+@pytest.fixture
+def shop(node: Node) -> Iterator[Node]:
+    yield node
+    node.delete(
+        [
+            one.reference
+            for one in node.resources()
+            if one.kind in ("Service", "EndpointSlice", "ServicePolicy")
+        ]
+    )
+
+
+@FAMILIES
+@PROTOCOLS
+@pytest.mark.parametrize("drain", [0, 30])
+def test_another_name_or_reach_of_a_port_ends_nothing(
+    place: Lab, shop: Node, version: int, protocol: Protocol, drain: float
+) -> None:
+    """Only sockets of backends that leave are ended, and those that drain later."""
+    policy = parse(
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "ServicePolicy",
+            "metadata": {"name": "shop", "namespace": "default"},
+            "spec": {"targetRef": {"kind": "Service", "name": "shop"}, "drainSeconds": drain},
+        }
+    )
+    shop.apply([policy, *_kubernetes(place, 1, 2, elsewhere=(2,))])
+    with connected(place, SERVICE[version], PORT[protocol], protocol, 16) as ours:
+        who = [ask(one) for one in ours]
+        assert set(who) == {"default/orders-1", "default/orders-2"}
+        renamed = _kubernetes(place, 1, 2, name="web", elsewhere=(2,))
+        assert shop.plan(renamed).sockets_ended == 0
+        assert shop.apply(renamed).plan.sockets_ended == 0
+        assert [ask(one) for one in ours] == who
+    with connected(place, SERVICE[version], PORT[protocol], protocol, 16) as ours:
+        # Those of the node stay when the others no longer count.
+        who = [ask(one) for one in ours]
+        local = _kubernetes(place, 1, 2, name="web", elsewhere=(2,), internalTrafficPolicy="Local")
+        leave = 0 if drain else who.count("default/orders-2")
+        assert shop.apply(local).plan.sockets_ended == leave
+        for one, name in zip(ours, who, strict=True):
+            assert fate(one) in ({0} if drain or name == "default/orders-1" else ENDED)
+        with connected(place, SERVICE[version], PORT[protocol], protocol, 8) as new:
+            assert {ask(one) for one in new} == {"default/orders-1"}

@@ -158,3 +158,35 @@ def test_a_clock_step_changes_nothing_since_nobody_reads_that_clock(path: Path) 
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
             assert "datetime" not in names
+
+
+def test_a_pool_that_is_called_otherwise_keeps_its_backends_lives() -> None:
+    """A port's name and the reach are in the pool's key; its drains and its health are the backends' all the same."""
+    both = pool(target(1), target(2), drain_seconds=10, health_check=CHECK)
+    every: tuple[dict[str, Any], ...] = (
+        {"port": "web"},
+        {"reach": "local"},
+        {"port": "web", "reach": "local"},
+    )
+    for changes in every:
+        renamed = replace(both, **changes)
+        assert renamed.key != both.key
+        keys = [HealthKey.of(renamed, one) for one in renamed.targets]
+        # Whoever stays neither drains nor begins anew, and who is known to be down is down.
+        known = Lives().observed({HealthKey.of(both, target(2)): DOWN})
+        lives = after(known, both, 0, renamed, watched=True)
+        assert dict(lives.health[SERVICE]) == {keys[1]: DOWN}
+        assert lives.leaving == {}
+        assert after(Lives(), both, 0, renamed, watched=True) == Lives()
+        # Who leaves with the old name drains under the new one, and who drained goes on until its deadline.
+        fewer = replace(pool(target(1), drain_seconds=10), **changes)
+        assert states(after(Lives(), both, 0, fewer), fewer, 5) == {"p1": "active", "p2": "draining"}
+        one = pool(target(1), drain_seconds=10)
+        lives = after(after(Lives(), both, 0, one), one, 4, fewer)
+        assert states(lives, fewer, 5) == {"p1": "active", "p2": "draining"}
+        assert lives.next_deadline(5) == 5
+    # A pool of other addresses, another protocol or that is there beside is no other's successor.
+    elsewhere = replace(
+        both, port="web", targets=(target(1),), frontends=(Frontend(ip_address("192.0.2.9"), 80, "TCP"),)
+    )
+    assert after(Lives(), both, 0, elsewhere).leaving == {}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hookline.control import tables as tables_module
 from hookline.control._errors import DoesNotFit
 from hookline.control.pools import Pool
-from hookline.control.tables import Tables, frontend_key, key_address, service_key
+from hookline.control.tables import Tables, frontend_key, key_address, service_key, still_wanted
 from hookline.datapath.loadbalancer._object import OBJECT
 from tests.pool_sets import (
     Interrupted,
@@ -376,3 +376,29 @@ def test_no_table_for_what_is_not_there() -> None:
     tables = bring(balancer, [make_pool(targets={})])
     assert not len(tables.table(make_pool().frontends[0]))
     assert not len(tables.table(make_pool(number=81).frontends[0]))
+
+
+def test_nobody_is_retired_by_another_name_of_the_pool() -> None:
+    """The rows are others then, but who is still the service's with this protocol has not left."""
+    balancer, _ = memory_balancer()
+    tables = Tables(balancer)
+    before = [make_pool("a"), make_pool("a", "dns", protocol="UDP"), make_pool("b", addresses=["192.0.2.9"])]
+    tables.carry_out(tables.diff(before, placements()))
+    after = [
+        make_pool("a", "web", targets={"10.244.0.4": 100}),
+        make_pool("a", "names", protocol="UDP", targets={"10.244.0.5": 100}),
+        make_pool("b", "web", addresses=["192.0.2.9"], target_port=9090),
+    ]
+
+    def by_service(pools: list[Pool]) -> dict[str, list[Pool]]:
+        found: dict[str, list[Pool]] = {}
+        for pool in pools:
+            found.setdefault(pool.service, []).append(pool)
+        return found
+
+    change = tables.diff(after, placements())
+    wanted = still_wanted(change, by_service(before), by_service(after))
+    gone = sorted((str(address), port) for address, port in tables.retired(change, wanted=wanted).values())
+    four, five = ("10.244.0.4", 8080), ("10.244.0.5", 8080)
+    assert gone == [four, four, five, five], "a's UDP and TCP one each, and both of b, whose port is another"
+    assert still_wanted(tables.diff(before, placements()), by_service(before), by_service(before)) == {}

@@ -129,10 +129,12 @@ class Lives:
             rules = rules_of(pool)
             if not rules.checked and not rules.slow_start_seconds:
                 continue
+            ports = [one.port for one in _forerunners(pool, before, after)]
             for target in pool.targets:
                 key = HealthKey.of(pool, target)
-                health = known.get(key)
-                if watched and target.state in TAKING and key not in took:
+                former = next((old for port in ports if (old := key._replace(port=port)) in took), key)
+                health = known.get(key, known.get(former))
+                if watched and target.state in TAKING and key not in took and former not in took:
                     health = Life(rules, 0.0).health(0.0)
                 if health is not None and health != ACTIVE:
                     found[key] = health
@@ -142,28 +144,31 @@ class Lives:
         self, service: str, before: Sequence[Pool], after: Sequence[Pool], now: float
     ) -> Iterator[tuple[LeavingKey, Leaving]]:
         known = self.leaving.get(service, {})
-        old = {pool.key: pool for pool in before}
+        same = {pool.key: pool for pool in before}
         for pool in after:
             if not pool.drain_seconds:
                 continue
             deadline = now + pool.drain_seconds
-            there = set()
+            there = {(target.address, target.port) for target in pool.targets}
+            old = [same[pool.key]] if pool.key in same else []
+            old += _forerunners(pool, before, after)
+            keys = {pool.key, *(one.key for one in old)}
+            drains = {(key.address, key.number): item for key, item in known.items() if key.pool in keys}
             for target in pool.targets:
-                there.add((target.address, target.port))
                 if target.state == "draining":
                     key = LeavingKey(service, pool.key, target.address, target.port)
-                    since = known.get(key)
+                    since = drains.get((target.address, target.port))
                     yield (
                         key,
                         Leaving(target, since.deadline if since and not since.removed else deadline, False),
                     )
-            for key, item in known.items():
-                if key.pool == pool.key and (key.address, key.number) not in there and item.deadline > now:
-                    yield key, item._replace(removed=True)
-            for target in old[pool.key].targets if pool.key in old else ():
-                key = LeavingKey(service, pool.key, target.address, target.port)
-                if (target.address, target.port) not in there and key not in known and target.state != "down":
-                    yield key, Leaving(target, deadline, True)
+            for (address, number), item in drains.items():
+                if (address, number) not in there and item.deadline > now:
+                    yield LeavingKey(service, pool.key, address, number), item._replace(removed=True)
+            for target in (target for one in old for target in one.targets):
+                place = (target.address, target.port)
+                if place not in there and place not in drains and target.state != "down":
+                    yield LeavingKey(service, pool.key, *place), Leaving(target, deadline, True)
 
     def past(self, now: float) -> set[str]:
         """The services with drains that are over."""
@@ -203,6 +208,19 @@ class Lives:
             if item.deadline > now
         ]
         return min(ahead, default=None)
+
+
+def _forerunners(pool: Pool, before: Sequence[Pool], after: Sequence[Pool]) -> list[Pool]:
+    """The pools that are there no longer and whose addresses and ports this one has: their names or reach were others."""
+    kept = {one.key for one in after}
+    places = {(one.address, one.port) for one in pool.frontends}
+    return [
+        one
+        for one in before
+        if one.key not in kept
+        and (one.version, one.protocol) == (pool.version, pool.protocol)
+        and any((frontend.address, frontend.port) in places for frontend in one.frontends)
+    ]
 
 
 def _replace_all(within: dict[str, Mapping[K, V]], by_service: Mapping[str, Mapping[K, V]]) -> None:

@@ -35,7 +35,7 @@ from hookline.control.pools import Pool, Target
 from hookline.control.recovery import Recovery, Unclaimed, unclaimed
 from hookline.control.rows import ServiceRow
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked, salvage
-from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key
+from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key, still_wanted
 from hookline.datapath import hooks
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
@@ -458,7 +458,8 @@ class Node:
                 placements = Placements(frozenset(name for name, _ in kernel.uplinks))
                 change = kernel.tables.diff(wanted, placements, only=frozenset(pool.key for pool in wanted))
                 kernel.tables.check_fits(change)
-            retired = kernel.tables.retired(change, lives.drained(now))
+            wanted_still = still_wanted(change, {name: self._pools.get(name, ()) for name in services}, pools)
+            retired = kernel.tables.retired(change, lives.drained(now), wanted_still)
             with state.change():
                 if health is None:
                     state.put_lives(lives, services)
@@ -992,7 +993,12 @@ class Node:
         if self._kernel is None:
             return
         balancer, tables = self._kernel.balancer, self._kernel.tables
-        draft.plan.sockets_ended = _connected(balancer.maps["sockets"], tables.retired(draft.change))
+        retired = tables.retired(
+            draft.change,
+            draft.lives.drained(boottime()),
+            still_wanted(draft.change, self._pools, draft.pools),
+        )
+        draft.plan.sockets_ended = _connected(balancer.maps["sockets"], retired)
         reckoning = Reckoning(draft.change, tables, balancer.open_connections())
         changes = [*draft.change.pools, *_shrinking(draft, tables)]
         draft.plan.pools = [self._summary(change, reckoning.moves(change)) for change in changes]
@@ -1115,7 +1121,11 @@ class Node:
             self._neighbours &= {(str(n.address), n.interface) for n in net.neighbours() if n.managed}
         self._resolve_neighbours(draft)
         attachments: list[Attachment] = []
-        retired = kernel.tables.retired(draft.change, draft.lives.drained(boottime()))
+        retired = kernel.tables.retired(
+            draft.change,
+            draft.lives.drained(boottime()),
+            still_wanted(draft.change, self._pools, draft.pools),
+        )
         # A redirect's own pods are known before its rows are there, and forgotten after these are gone.
         pods, unknown = self._pod_rows(draft)
         draft.plan.warnings.extend(unknown)

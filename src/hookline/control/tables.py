@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -232,15 +232,19 @@ class Tables:
         return slots.reshape(-1)[: row.table_size].copy()
 
     def retired(
-        self, change: TableChange, drained: Set[tuple[int, bytes, int]] = frozenset()
+        self,
+        change: TableChange,
+        drained: Set[tuple[int, bytes, int]] = frozenset(),
+        wanted: Mapping[int, Set[tuple[bytes, int]]] = {},
     ) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
         """Backends that a change takes away altogether: address and port by row and generation.
 
-        One that only gets another row, since the way to it changed, stays.
+        One that only gets another row, since the way to it or the name of its pool changed, stays.
 
         Args:
             change: The change, before it is carried out.
             drained: Pool, packed address and port of backends whose drain is over: those that go down now are found, too.
+            wanted: What `still_wanted` says of the change.
         """
         found = {}
         for difference in change.pools:
@@ -250,6 +254,7 @@ class Tables:
                 if state == STATES["down"] and (difference.key, entry["address"].tobytes(), port) in drained:
                     found[row, int(entry["generation"])] = (address_of(entry["address"]), port)
             stays = {(item.identity.address, item.identity.port) for item in difference.placed}
+            stays |= wanted.get(difference.key, frozenset())
             for row in difference.gone_rows:
                 entry = self.backends[row]
                 port = int(entry["port"].byteswap())
@@ -611,6 +616,37 @@ class Tables:
     def _set_aside(self, rows: Iterable[ServiceRow]) -> None:
         now = time.monotonic()
         self._quarantine.extend((now, row.table_page, pages_for(row.table_size)) for row in rows)
+
+
+def still_wanted(
+    change: TableChange, before: Mapping[str, Sequence[Pool]], after: Mapping[str, Sequence[Pool]]
+) -> dict[int, frozenset[tuple[bytes, int]]]:
+    """Packed addresses and ports that the services of the pools which lose backends still have, in whatever pool.
+
+    A pool is another one when its port's name or its reach changes. Nobody leaves by that, and no connection ends.
+
+    Args:
+        change: What is going to be carried out.
+        before: The pools before it, by service; at least those of the services that it is about.
+        after: Those after it.
+
+    Returns:
+        By the key of the pool, of the same protocol.
+    """
+    losing = {difference.key for difference in change.pools if difference.gone_rows}
+    if not losing:
+        return {}
+    return {
+        pool.key: frozenset(
+            (packed(target.address), target.port)
+            for other in after.get(service, ())
+            if other.protocol == pool.protocol
+            for target in other.targets
+        )
+        for service, group in before.items()
+        for pool in group
+        if pool.key in losing
+    }
 
 
 def _row_state(target: Target) -> int:
