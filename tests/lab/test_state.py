@@ -308,6 +308,36 @@ def test_random_bytes_flipped(made: Lab, files: list[Path]) -> None:
     path.write_bytes(whole)
 
 
+BEGINNING = """
+import os, signal, sys
+from hookline import api
+from hookline.control.state import State
+State.mark_lost = lambda self, why: os.kill(os.getpid(), signal.SIGKILL)
+with api.Node(sys.argv[1]) as node:
+    node.apply(sys.argv[2])
+"""
+
+
+def test_killed_between_the_new_file_and_its_mark(made: Lab, files: list[Path]) -> None:
+    """The next process still knows that the state is gone, and leaves alone what nobody claims."""
+    remove(settled(made))
+    done = subprocess.run(
+        [sys.executable, "-c", BEGINNING, f"lab/{made.name}/node-1", files[0]],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with opened(made) as node:
+        assert node.apply(files[0]).plan.warnings
+        assert node.check_state().lost
+        assert_all_serve(made)
+        node.apply(made.resources(), owner="lab")
+        node.apply(files)
+        assert node.check_state().healthy
+
+
 def test_killed_in_the_middle_of_an_apply_and_then_damaged(
     made: Lab, files: list[Path], tmp_path: Path
 ) -> None:

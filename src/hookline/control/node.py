@@ -1366,10 +1366,10 @@ class Node:
 
     def _opened_state(self) -> State:
         if self._state is None:
-            self._state = State(self.name.state_dir)
-            if self._state.fresh and LoadBalancer.pinned_services(self.name.pins):
-                with self._state.change():
-                    self._state.mark_lost(STATE_GONE)
+            pins = self.name.pins
+            self._state = State(
+                self.name.state_dir, lambda: STATE_GONE if LoadBalancer.pinned_services(pins) else ""
+            )
         return self._state
 
     def _close_state(self) -> None:

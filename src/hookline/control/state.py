@@ -23,7 +23,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -142,6 +142,7 @@ class State:
 
     Args:
         folder: Where ``state.db`` and ``lock`` are; made when it is missing.
+        lost: Asked where the file begins anew, for why what was there before is lost; empty: nothing was.
 
     Attributes:
         fresh: There was no file, or an empty one.
@@ -151,7 +152,7 @@ class State:
         StateError: The folder or the file cannot be made, read or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lost: Callable[[], str] = str) -> None:
         self.folder = folder
         self.path = folder / STATE_FILE
         self._data_version = -1
@@ -161,7 +162,7 @@ class State:
             self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             with self._explained("opened"):
-                version = self._prepare()
+                version = self._prepare(lost)
         except BaseException:
             self.close()
             raise
@@ -173,7 +174,7 @@ class State:
                 remedy="use that version, or move the file away and apply again",
             )
 
-    def _prepare(self) -> int:
+    def _prepare(self, lost: Callable[[], str]) -> int:
         """Sets up the connection, makes the tables that are missing, and gives the layout's number."""
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -181,8 +182,15 @@ class State:
         self._connection.execute("PRAGMA foreign_keys = ON")
         self.fresh = version == 0
         if version < SCHEMA_VERSION:  # every layout so far has the tables of the one before, and more
-            self._connection.executescript(SCHEMA)
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            # In one piece: who is killed here leaves a file that still begins anew, and no loss is forgotten.
+            with self.change():
+                now: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+                self.fresh = now == 0  # unless another process was faster
+                for statement in SCHEMA.split(";"):
+                    self._connection.execute(statement)
+                if self.fresh:
+                    self.mark_lost(lost())
+                self._connection.execute(f"PRAGMA user_version = {max(now, SCHEMA_VERSION)}")
         return version
 
     def close(self) -> None:
