@@ -681,10 +681,27 @@ def test_watch(agent: AgentProcess, through: str, kind: str) -> None:
         watching.send_signal(signal.SIGINT)
         assert watching.wait(PATIENCE_S) == 130
         assert watching.stderr.read() == ""
-    shell = f"{' '.join(command[:-4])} --interval 0.2 --node {agent.name} | head -n 2"
-    done = subprocess.run(shell, shell=True, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
-    assert len(done.stdout.splitlines()) == 2, "the head and a line"
-    assert done.stderr == ""
+    text = [word for word in command if word != "--json"]
+    with subprocess.Popen(
+        [*text, "--node", str(agent.name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        head, line = watching.stdout.readline(), watching.stdout.readline()
+        assert head.split()[0] == "SERVICE"
+        assert head.split()[-1] == ("DROPS" if kind == "services" else "REPLIES")
+        assert line.startswith("+  VirtualService/default/")
+        # The mark, and a backend's port is two words.
+        assert len(line.split()) == len(head.split()) + (1 if kind == "services" else 2)
+        watching.stdout.close()
+
+        def ended() -> bool:
+            agent.answer(FIRST)
+            return watching.poll() is not None
+
+        until("it ends with its reader", ended)
+        assert watching.returncode == 141
+        assert watching.stderr.read() == ""
 
 
 def _other(agent: AgentProcess) -> Path:

@@ -50,7 +50,15 @@ def _few(references: Sequence[str]) -> str:
 
 
 _SHOWN = 3
-SERVICE_CHANGES = ("SERVICE", "BACKENDS", "CONNECTIONS", "PACKETS", "BYTES", "DROPS")
+# A column's name and how wide it usually is, in characters.
+SERVICE_CHANGES = (
+    ("SERVICE", 40),
+    ("BACKENDS", 9),
+    ("CONNECTIONS", 12),
+    ("PACKETS", 12),
+    ("BYTES", 14),
+    ("DROPS", 10),
+)
 
 
 def print_changes(kind: str, rows: Sequence[tuple[str, Document]], *, head: bool) -> None:
@@ -62,14 +70,13 @@ def print_changes(kind: str, rows: Sequence[tuple[str, Document]], *, head: bool
         head: Whether the columns' names stand before them.
     """
     if kind == "backend":
-        names: tuple[str, ...] = ("", "SERVICE", "PORT", *BACKEND_HEAD)
-        lines = [
+        columns = [("SERVICE", 32), ("PORT", 12), *zip(BACKEND_HEAD, _BACKEND_WIDTHS, strict=True)]
+        lines: list[tuple[Cell, ...]] = [
             (mark, one["service"], f"{one['service_port']} {one['family']}", *backend_cells(one))
             for mark, one in rows
         ]
-        widths: tuple[int, ...] = (1, 32, 12, 20, 24, 11, 6, 6, 6, 11, 10, 12, 10)
     else:
-        names = ("", *SERVICE_CHANGES)
+        columns = list(SERVICE_CHANGES)
         lines = [
             (
                 mark,
@@ -79,8 +86,8 @@ def print_changes(kind: str, rows: Sequence[tuple[str, Document]], *, head: bool
             )
             for mark, one in rows
         ]
-        widths = (1, 40, 9, 12, 12, 14, 10)
-    for line in ([names] if head else []) + lines:
+    names, widths = zip(("", 1), *columns, strict=True)
+    for line in [*([names] if head else []), *lines]:
         texts = (f"{100 * cell:.1f}%" if isinstance(cell, float) else str(cell) for cell in line)
         print(
             "  ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)).rstrip(),
@@ -88,18 +95,19 @@ def print_changes(kind: str, rows: Sequence[tuple[str, Document]], *, head: bool
         )
 
 
-BACKEND_HEAD = (
-    "BACKEND",
-    "ADDRESS",
-    "PLACED",
-    "STATE",
-    "WEIGHT",
-    "SHARE",
-    "IDEAL",
-    "CONNECTIONS",
-    "PACKETS",
-    "BYTES",
-    "REPLIES",
+BACKEND_HEAD, _BACKEND_WIDTHS = zip(
+    ("BACKEND", 20),
+    ("ADDRESS", 24),
+    ("PLACED", 11),
+    ("STATE", 8),
+    ("WEIGHT", 6),
+    ("SHARE", 6),
+    ("IDEAL", 6),
+    ("CONNECTIONS", 11),
+    ("PACKETS", 10),
+    ("BYTES", 12),
+    ("REPLIES", 10),
+    strict=True,
 )
 
 
