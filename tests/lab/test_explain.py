@@ -186,6 +186,15 @@ def test_sockets_of_a_pod(made: Lab, node: api.Node, protocol: str, family: int)
     assert asked(made, "node/node-1", 11, protocol, family) == answer.chosen.name == "default/c"
 
 
+@pytest.mark.parametrize(("protocol", "family"), KINDS)
+def test_a_client_that_is_the_backend_itself(made: Lab, node: api.Node, protocol: str, family: int) -> None:
+    answer = node.explain("a", to(12, protocol, family))
+    assert (answer.outcome, answer.obstacles) == ("backend", [])
+    assert answer.chosen is not None
+    assert asked(made, "a", 12, protocol, family) == answer.chosen.name == "default/a"
+    assert node.explain("a", to(10, protocol, family)).obstacles == []
+
+
 @pytest.mark.parametrize("member", ["external/client", "idle", "a", "b"])
 @pytest.mark.parametrize(("protocol", "family"), KINDS)
 def test_session_affinity(made: Lab, node: api.Node, member: str, protocol: str, family: int) -> None:
@@ -254,6 +263,14 @@ def test_a_port_that_no_service_has(made: Lab, node: api.Node, family: int) -> N
     with pytest.raises(lab.ProbeFailed) as raised:
         made.probe("external/client", f"{ADDRESS[family].format(10)}:81", timeout=0.5)
     assert raised.value.reason == "timeout"
+    for member in ("external/client", "idle"):
+        for target in (f"{ADDRESS[family].format(10)}:81", "default/web:81", "web:80/udp"):
+            answer = node.explain(member, target, family=family)
+            (stop,) = (one for one in answer.obstacles if one.kind == "no_port")
+            assert "VirtualService/default/web has 53/udp, 80/tcp" in stop.what
+    with pytest.raises(lab.ProbeFailed):
+        made.probe("idle", f"{ADDRESS[family].format(10)}:81", timeout=0.5)
+    assert node.explain("idle", "169.254.20.10:54/udp").obstacles == [], "a redirect has its ports alone"
     direct = node.explain("external/client", "default/a:8080", family=family)
     assert (direct.outcome, direct.table) == ("direct", None)
 
@@ -282,6 +299,9 @@ def test_names_that_there_are_not(node: api.Node) -> None:
         ("nobody", "web:80", NotThere),
         ("external/client", "web", ControlError),
         ("external/client", "web:80/sctp", ControlError),
+        ("2001:db8:203::10", "192.0.2.10:80", NotThere),
+        ("203.0.113.10", "[2001:db8:2::10]:80", NotThere),
+        ("2001:db8:203::10", "cache:53/udp", NotThere),
     ):
         with pytest.raises(error):
             node.explain(source, target)
@@ -545,6 +565,32 @@ def test_the_command_line(made: Lab, node: api.Node, capsys: pytest.CaptureFixtu
     assert (status, "it is refused" in out) == (1, True)
     status, _, err = command("--from", "idle", "--to", "nothing:80")
     assert (status, "there is no service default/nothing" in err) == (1, True)
+    assert f"hookline get all --node {node.name}" in err
+    status, out, _ = command("--from", "a", "--to", "near:80")
+    assert (status, "nothing was found that would stop it" in out) == (0, True)
+    status, out, _ = command("--from", "idle", "--to", "web:81")
+    assert (status, "no port 81/tcp" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--from", "idle", "--to", "web"),
+        ("--from", "idle", "--to", "web:80/sctp"),
+        ("--from", "idle", "--to", "web:0"),
+        ("--from", "idle", "--to", "web:70000"),
+        ("--from", "!", "--to", "web:80"),
+        ("--from", "2001:db8::1", "--to", "192.0.2.1:80"),
+        ("--from", "192.0.2.1", "--to", "[2001:db8::1]:80"),
+        ("--from", "idle", "--to", "192.0.2.1:80", "--family", "6"),
+    ],
+)
+def test_what_the_command_line_alone_shows_to_be_none(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["explain", *words, "--json"]) == 2
+    error = json.loads(capsys.readouterr().err)
+    assert all(error[name] for name in ("error", "why", "remedy")), error
 
 
 def test_a_node_that_balances_nothing(made: Lab) -> None:

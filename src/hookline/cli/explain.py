@@ -41,6 +41,7 @@ def explain(
     from hookline.cli._output import print_json
     from hookline.cli.state import _opened
 
+    _check(source, target, family)
     with _opened(node) as opened:
         answer = opened.explain(source, target, family=None if family is None else int(family))
         if as_json:
@@ -49,6 +50,38 @@ def explain(
             _show(answer)
     if answer.obstacles or answer.outcome in ("refused", "dropped"):
         raise typer.Exit(1)
+
+
+def _check(source: str, target: str, family: str | None) -> None:
+    """Refuses what the command line alone shows to be none, whatever the node has."""
+    from hookline.cli._errors import UsageError
+    from hookline.model.names import Endpoint, InvalidName
+
+    try:
+        asking, wanted = Endpoint.parse(source), Endpoint.parse(target)
+    except InvalidName as error:
+        raise UsageError(error.what, why=error.why, remedy=error.remedy) from None
+    if wanted.port is None:
+        raise UsageError(
+            f"which port of {target}?", why="--to gives none", remedy=f"say --to {target}:PORT or :PORT/udp"
+        )
+    if wanted.protocol == "sctp":
+        raise UsageError(
+            f"nothing decides about {target}",
+            why="services are TCP and UDP",
+            remedy=f"say {wanted.at(wanted.port)} or {wanted.at(wanted.port, 'udp')}",
+        )
+    versions = {one.address.version for one in (asking, wanted) if one.address is not None}
+    if family is not None:
+        versions.add(4 if family == "4" else 6)
+    if len(versions) > 1:
+        raise UsageError(
+            f"no connection goes from {source} to {target}",
+            why="one is IPv4 and the other IPv6"
+            if family is None
+            else f"with --family {family}, addresses are IPv{family}",
+            remedy="give addresses of one family",
+        )
 
 
 WAYS = {

@@ -95,6 +95,7 @@ def asked_for(
     resources: Iterable[Resource],
     source: Source,
     family: int | None,
+    node: NodeName,
 ) -> Destination:
     """The target of a connection: a service by its name, else a pod, or an address.
 
@@ -107,9 +108,27 @@ def asked_for(
             f"which port of {endpoint}?", why="none was given", remedy=f"say {endpoint}:PORT[/udp]"
         )
     if endpoint.protocol == "sctp":
-        raise ControlError(f"nothing decides about {endpoint}", why="services are TCP and UDP")
+        raise ControlError(
+            f"nothing decides about {endpoint}",
+            why="services are TCP and UDP",
+            remedy=f"say {endpoint.member}:{endpoint.port}/tcp or /udp",
+        )
     protocol = cast(Literal["TCP", "UDP"], endpoint.protocol.upper())
+    has = {one.version for one in source.addresses} or {4, 6}
     if endpoint.address is not None:
+        asked_version = endpoint.address.version
+        if asked_version not in has:
+            raise NotThere(
+                f"{source.name} has no IPv{asked_version} address to ask {endpoint.address} from",
+                why=f"it has {', '.join(map(str, source.addresses))}",
+                remedy="ask for an address of the same family",
+            )
+        if family not in (None, asked_version):
+            raise ControlError(
+                f"{endpoint.address} is no IPv{family} address",
+                why=f"--family {family} was given",
+                remedy="leave --family out",
+            )
         return Destination(str(endpoint), endpoint.address, endpoint.port, protocol)
     name = f"{endpoint.namespace}/{endpoint.name}"
     mine = [pool for pool in pools if pool.service.partition("/")[2] == name and endpoint.kind == "pod"]
@@ -131,10 +150,9 @@ def asked_for(
         raise NotThere(
             f"there is no service {endpoint.member}",
             why="no object of this node has addresses under that name",
-            remedy="hookline get services names them; an address will do, too",
+            remedy=f"hookline get all --node {node} names Services and VirtualServices; an address will do, too",
         )
     versions = [family] if family else [4, 6]
-    has = {one.version for one in source.addresses} or {4, 6}
     for version in versions:
         for address in (*exact, *found):
             if address.version == version and version in has:
@@ -142,5 +160,5 @@ def asked_for(
     raise NotThere(
         f"{endpoint.member} and {source.name} have no IP{f'v{family}' if family else ''} address each",
         why=f"{endpoint.member} has {', '.join(map(str, found))}",
-        remedy="leave --family out" if family else "",
+        remedy="leave --family out" if family else "ask from one that has an address of the same family",
     )

@@ -102,7 +102,7 @@ class Obstacle:
 
     Attributes:
         kind: One word: ``rp_filter``, ``no_route``, ``neighbour``, ``peer``, ``mtu``, ``forwarding``, ``not_attached``,
-            ``cgroup``.
+            ``cgroup``, ``no_port``.
         backend: Whose way it is in; empty: everybody's.
     """
 
@@ -264,6 +264,7 @@ class _Follow:
         if row is None:
             answer.why.append(f"no service of this node has {_at(address, port)}/{protocol.lower()}")
             _direct(answer, self.source, address)
+            self._check_port(address, port)
             if answer.address != str(address):
                 answer.address, answer.port = str(address), port
             return
@@ -347,6 +348,29 @@ class _Follow:
             answer.why.append(
                 f"{wanted.address} is a service's, and no service has port {wanted.port}/{wanted.protocol.lower()}: "
                 "it is dropped and counted as no_service"
+            )
+            self._check_port(wanted.address, wanted.port)
+
+    def _check_port(self, address: Address, port: int) -> None:
+        """An address that services alone have, asked for a port that none of them has: nobody is there."""
+        marker = self.tables.services.get(service_key(address))
+        if marker is None or marker.flags & SERVICE_NODE_OWN:
+            return
+        there: dict[str, list[str]] = {}
+        for pool in self.pools.values():
+            if pool.service.startswith("LocalRedirectPolicy/"):
+                continue
+            for one in pool.frontends:
+                if one.address == address:
+                    there.setdefault(pool.service, []).append(f"{one.port}/{one.protocol.lower()}")
+        if there:
+            wanted = f"{port}/{self.destination.protocol.lower()}"
+            has = "; ".join(f"{name} has {', '.join(sorted(set(ports)))}" for name, ports in there.items())
+            names = " and ".join(there)
+            self._stop(
+                "no_port",
+                f"{names} {'has' if len(there) == 1 else 'have'} no port {wanted} at {address}: {has}",
+                f"ask for a port that is there, or add {wanted} to the service",
             )
 
     def _client_address(self) -> Address | None:
@@ -514,6 +538,8 @@ class _Follow:
         if here.kind == "unreachable":
             self._stop("no_route", f"the node has no route to {address}", f"ip route get {address}", choice)
             return
+        if of_source.kind == "local":
+            return  # its own address: by loopback, and never through the node
         pod = self.source.netns is not None and self.source.netns != self.around.node.netns
         if pod:
             with net.inside(self.source.netns):
@@ -522,7 +548,7 @@ class _Follow:
             arrives = self.placements.route(own).interface if own is not None else ""
             if here.kind != "local":
                 self._check_forwarding(arrives, address.version, choice)
-            self._check_mtu(here.interface, mtu, f"{self.source.name}'s {of_source.interface}", choice)
+                self._check_mtu(here.interface, mtu, f"{self.source.name}'s {of_source.interface}", choice)
         if here.kind != "local":
             self._check_neighbour(str(here.gateway or address), here.interface, choice)
 

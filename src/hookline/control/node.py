@@ -555,7 +555,7 @@ class Node:
             group = str(cgroup.relative_to(mount)) if cgroup is not None and mount is not None else None
             group = "" if group == "." else group
             origin = who_asks(asking, self.name, self._names(), resources, group or "")
-            destination = asked_for(wanted, pools, resources, origin, family)
+            destination = asked_for(wanted, pools, resources, origin, family, self.name)
             loaded = LoadBalancer.exists(self.name.pins)
             around = Surroundings(
                 self.name,
