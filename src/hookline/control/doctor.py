@@ -32,6 +32,7 @@ _SHOWN = (
     "CAP_NET_ADMIN",
     "CAP_PERFMON",
     "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
     "CAP_NET_RAW",
     "CAP_SYS_RESOURCE",
     "CAP_SYSLOG",
@@ -297,6 +298,9 @@ def _capabilities() -> Check:
     if "CAP_SYS_ADMIN" in lacking:
         remedy = "run it as root: listing others' programs and namespaces takes CAP_SYS_ADMIN"
         return Check("capabilities", "note", value, remedy)
+    if "CAP_SYS_PTRACE" in lacking:
+        remedy = "add CAP_SYS_PTRACE: else pods' network namespaces are not found, nor their sockets ended"
+        return Check("capabilities", "missing", value, remedy)
     return Check("capabilities", "ok", value)
 
 

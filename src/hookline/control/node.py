@@ -1156,12 +1156,17 @@ class Node:
             for pods in inventory.pods.values()
             for pod in pods
         }
-        known = cookies(self.name, group, {pod: addresses.get(pod, ()) for pod in wanted.pods})
-        warnings = wanted.warnings + [
-            f"pod {pod}: no process of it is found on this node; its DNS queries are not captured"
-            for pod in wanted.captured
-            if pod not in known
-        ]
+        hidden: list[str] = []
+        known = cookies(self.name, group, {pod: addresses.get(pod, ()) for pod in wanted.pods}, hidden)
+        warnings = (
+            wanted.warnings
+            + hidden
+            + [
+                f"pod {pod}: no process of it is found on this node; its DNS queries are not captured"
+                for pod in wanted.captured
+                if pod not in known
+            ]
+        )
         return pod_rows(wanted, known), warnings
 
     @staticmethod

@@ -112,7 +112,9 @@ def _name(pod: Pod) -> str:
     return f"{pod.metadata.namespace}/{pod.metadata.name}"
 
 
-def cookies(name: NodeName, group: str, pods: Mapping[str, tuple[Address, ...]]) -> dict[str, int]:
+def cookies(
+    name: NodeName, group: str, pods: Mapping[str, tuple[Address, ...]], warnings: list[str] | None = None
+) -> dict[str, int]:
     """The cookie of each pod's network namespace, as far as it is found.
 
     A lab's is the one that carries the pod's name. On the host it is the one, among those of the node's processes, that has
@@ -122,6 +124,7 @@ def cookies(name: NodeName, group: str, pods: Mapping[str, tuple[Address, ...]])
         name: The node.
         group: The cgroup of its processes.
         pods: Addresses by ``namespace/pod``.
+        warnings: Takes what kept pods from being found.
     """
     if not pods:
         return {}
@@ -129,7 +132,8 @@ def cookies(name: NodeName, group: str, pods: Mapping[str, tuple[Address, ...]])
         places = {pod: pod_netns(name.lab, *pod.split("/", 1)) for pod in pods}
         return {pod: _inside(place) for pod, place in places.items() if place.exists()}
     found: dict[str, int] = {}
-    for place in _process_namespaces(group):
+    hidden: list[int] = []
+    for place in process_namespaces(group, hidden):
         try:
             with net.inside(place):
                 mine = [
@@ -141,6 +145,9 @@ def cookies(name: NodeName, group: str, pods: Mapping[str, tuple[Address, ...]])
                     found.update(dict.fromkeys(mine, net.own_cookie()))
         except net.NetworkError:
             continue  # its last process ended meanwhile
+    if hidden and warnings is not None and len(found) < len(pods):
+        error = net.processes_hidden("pods are not found by their processes", len(hidden))
+        warnings.append(f"{error.what}: {error.why}; {error.remedy}")
     return found
 
 
@@ -149,15 +156,21 @@ def _inside(place: Path) -> int:
         return net.own_cookie()
 
 
-def _process_namespaces(group: str) -> Iterable[Path]:
-    """One file of each network namespace of a cgroup's processes, this thread's own left out."""
+def process_namespaces(group: str, hidden: list[int]) -> Iterable[Path]:
+    """One file of each network namespace of a cgroup's processes, this thread's own left out.
+
+    Processes that do not show theirs, for want of CAP_SYS_PTRACE, are added to ``hidden``.
+    """
     seen = {net.own_number()}
     for number in net.cgroups.processes(group):
         place = Path(f"/proc/{number}/ns/net")
         try:
             inode = place.stat().st_ino
-        except OSError:
+        except PermissionError:
+            hidden.append(number)
             continue
+        except OSError:
+            continue  # it ended meanwhile
         if inode not in seen:
             seen.add(inode)
             yield place

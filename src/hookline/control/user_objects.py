@@ -401,7 +401,10 @@ def _remove_filter(path: Path) -> bool:
     _, _, direction, _, namespace, index = path.name.split(":")
     where = None
     if int(namespace) != net.own_number():
-        where = net.find(int(namespace))
+        try:
+            where = net.find(int(namespace))
+        except net.NetworkNotPermitted:
+            return False
         if where is None:
             return False
     with net.inside(where):

@@ -29,6 +29,7 @@ from hookline.net._namespaces import (
     list_names,
     own_cookie,
     own_number,
+    processes_hidden,
 )
 from hookline.net._netlink import (
     ROUTE_PROTOCOL,
@@ -98,6 +99,7 @@ __all__ = [
     "offloads",
     "own_cookie",
     "own_number",
+    "processes_hidden",
     "route_to",
     "routes_to",
     "set_offloads",

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from hookline.net._errors import network_error
+from hookline.net._errors import NetworkNotPermitted, network_error
 
 NETNS_DIR = Path("/run/netns")
 
@@ -162,17 +162,37 @@ def has_address(address: IPv4Address | IPv6Address) -> bool:
 
 
 def find(number: int) -> Path | None:
-    """A file of the network namespace of this number: its name, or that of a process in it; None where there is neither."""
+    """A file of the network namespace of this number: its name, or that of a process in it; None where there is neither.
+
+    Raises:
+        NetworkNotPermitted: It was not found, but there are processes whose namespace this one may not see.
+    """
     own = os.stat(_OWN)
+    hidden = 0
     processes = (Path("/proc") / name / "ns/net" for name in os.listdir("/proc") if name.isdecimal())
     for path in (*(NETNS_DIR / name for name in list_names()), *processes):
         try:
             found = path.stat()
+        except PermissionError:
+            hidden += 1
+            continue
         except OSError:
-            continue  # it went meanwhile, or this user may not look
+            continue  # it went meanwhile
         if (found.st_dev, found.st_ino) == (own.st_dev, number):
             return path
+    if hidden:
+        raise processes_hidden(f"cannot find network namespace {number}", hidden)
     return None
+
+
+def processes_hidden(what: str, number: int) -> NetworkNotPermitted:
+    """The error for want of the right to see in which network namespaces others' processes are."""
+    return NetworkNotPermitted(
+        what,
+        why=f"{number} processes do not show their network namespaces to this one, which lacks CAP_SYS_PTRACE",
+        remedy="add CAP_SYS_PTRACE: as hookline-agent.service has it, or --cap-add SYS_PTRACE for a container",
+        errno=errno.EACCES,
+    )
 
 
 def id_here(namespace: Path) -> int:

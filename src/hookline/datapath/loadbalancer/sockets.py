@@ -123,11 +123,11 @@ def destroy_sockets(
             _write_doomed(obj.maps["doomed"], rows)
         for namespace in np.unique(doomed["netns"]).tolist():
             here = doomed[doomed["netns"] == namespace]
-            place = net.find(namespace)
-            if place is None:
-                left["no process is in their network namespace any more"] += len(here)
-                continue
             try:
+                place = net.find(namespace)
+                if place is None:
+                    left["no process is in their network namespace any more"] += len(here)
+                    continue
                 with net.inside(place):
                     if netlink:
                         ended += _by_netlink(here, left)
