@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -454,7 +455,9 @@ def test_node_ports_on_loopback_are_the_hosts(
 ) -> None:
     """The host's programs find them there; a pod's loopback stays the pod's own. The backend is this test's own socket."""
     here = control.Node._here
-    monkeypatch.setattr(control.Node, "_here", lambda self: replace(here(self), has_loopback=True))
+    monkeypatch.setattr(
+        control.Node, "_here", lambda self, nodes: replace(here(self, nodes), has_loopback=True)
+    )
     loopback = {4: "127.0.0.1", 6: "::1"}[version]
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
@@ -495,3 +498,53 @@ def test_node_ports_on_loopback_are_the_hosts(
                 if protocol == "tcp":
                     trap.listen()
                 assert who(place, source, loopback, NODE_PORT[protocol], protocol, 1) == {"refused"}
+
+
+def test_which_node_this_is_follows_its_object_and_the_machine(place: Lab) -> None:
+    """In one process: its ``v1/Node`` goes and comes, and where there is none, its own address becomes another."""
+    name = NodeName(place.name, "node-1")
+    elsewhere = {4: "172.30.0.99", 6: "fd00:172:30::99"}
+    others = [one for one in place.resources() if one.reference != "Node/node-1"]
+    moved = document(
+        "Node",
+        "node-1",
+        status={"addresses": [{"type": "InternalIP", "address": one} for one in elsewhere.values()]},
+    )
+
+    def inside(*words: str) -> None:
+        command = ["nsenter", f"--net={name.netns}", "ip", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    with api.Node(name) as node:
+
+        def own() -> set[str]:
+            """Where the tables in the kernel have the node port, for those outside."""
+            return {
+                str(frontend.address)
+                for status in node.services()
+                for frontend in status.pool.frontends
+                if frontend.port == NODE_PORT["tcp"] and frontend.scope == "any"
+            }
+
+        added = [parse(service(type="NodePort"))]
+        node.apply(added)
+        try:
+            assert own() == set(NODE_1.values())
+            node.apply([*others, moved], owner="lab")
+            assert own() == set(elsewhere.values())
+            node.apply(others, owner="lab")
+            assert own() == set(NODE_1.values()), "those that it uses towards the world"
+            node.apply([*others, moved], owner="lab")
+            assert own() == set(elsewhere.values())
+            node.apply(others, owner="lab")
+            inside("address", "add", "172.30.0.77/24", "dev", "eth0")
+            inside("route", "add", "198.51.100.1", "dev", "eth0", "src", "172.30.0.77")
+            node.repair(full=True)
+            assert own() == {"172.30.0.77", NODE_1[6]}
+        finally:
+            subprocess.run(
+                ["nsenter", f"--net={name.netns}", "ip", "address", "del", "172.30.0.77/24", "dev", "eth0"],
+                check=False,
+            )
+            node.delete([one.reference for one in added])
+            node.apply(place.resources(), owner="lab")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from hookline.control._errors import Conflict
@@ -42,10 +42,15 @@ class Catalogue:
         """
         return cls(Inventory(here)).changed((), tuple(resources))
 
-    def changed(self, gone: Iterable[Resource], come: Iterable[Resource]) -> Self:
+    def changed(self, gone: Iterable[Resource], come: Iterable[Resource], here: Here | None = None) -> Self:
         """What follows when some objects go (the former forms of changed ones among them) and others come.
 
         Only what these touch is compiled again; the pools of all others are the same objects as before.
+
+        Args:
+            gone: Objects that it has.
+            come: Objects that are new.
+            here: This node as it is now; None: as it was.
 
         Raises:
             Conflict: As for `of`.
@@ -53,6 +58,9 @@ class Catalogue:
         gone, come = tuple(gone), tuple(come)
         inventory = self.inventory.changed(gone, come)
         affected = self._affected(inventory, gone, come)
+        if here is not None and here != inventory.here:
+            inventory = replace(inventory, here=here)
+            affected = tuple(dict.fromkeys((*affected, *inventory.services, *inventory.redirects)))
         if not affected:
             return self if inventory is self.inventory else type(self)(inventory, self.pools, self.owners)
         pools, owners = dict(self.pools), dict(self.owners)

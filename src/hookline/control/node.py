@@ -657,9 +657,8 @@ class Node:
 
         come = [resource for resource, _ in put.values() if self._differs(resource)]
         gone = [*(resource.reference for resource in come), *drop]
-        catalogue = self._catalogue.changed(
-            (self._stored[name].resource for name in gone if name in self._stored), come
-        )
+        former = [self._stored[name].resource for name in gone if name in self._stored]
+        catalogue = self._catalogue.changed(former, come, self._here_after(former, come))
         plan.warnings.extend(catalogue.unheeded(come))
         pools, lives, lived = self._lived(catalogue.pools, lived)
         if self._before_change is not None and pools is not self._pools:
@@ -777,13 +776,23 @@ class Node:
         """What documents call this node: a lab's by its name, the host ``host`` or as the machine is called."""
         return frozenset((self.name.node, *((socket.gethostname(),) if self.name.lab is None else ())))
 
-    def _here(self) -> Here:
-        """This node as services see it. Without a ``v1/Node`` its addresses are those that it uses towards the world."""
+    def _here_after(self, gone: Iterable[Resource], come: Iterable[Resource]) -> Here | None:
+        """This node after a change; None where nothing that it goes by is changed, nor looked at again."""
+        lost = {one.reference for one in gone if isinstance(one, model.Node)}
+        new = {one.reference for one in come if isinstance(one, model.Node)}
+        if not (lost or new or self._repairing):
+            return None
+        nodes = {name for name, item in self._stored.items() if isinstance(item.resource, model.Node)}
+        return self._here((nodes - lost) | new)
+
+    def _here(self, nodes: Set[str]) -> Here:
+        """This node as services see it. Without a ``v1/Node`` its addresses are those that it uses towards the world.
+
+        Args:
+            nodes: References of all ``v1/Node`` objects.
+        """
         names = self._names()
-        known = any(
-            isinstance(item.resource, model.Node) and item.resource.metadata.name in names
-            for item in self._stored.values()
-        )
+        known = any(f"Node/{name}" in nodes for name in names)
         addresses: list[Address] = []
         for far in () if known else FAR_AWAY:
             try:
@@ -1401,7 +1410,9 @@ class Node:
             raise
         self._catalogue, self._pools = Catalogue(), {}
         self._hops = {}
-        self._catalogue = Catalogue.of((item.resource for item in self._stored.values()), self._here())
+        resources = [item.resource for item in self._stored.values()]
+        nodes = {one.reference for one in resources if isinstance(one, model.Node)}
+        self._catalogue = Catalogue.of(resources, self._here(nodes))
         now = boottime()
         self._pools = {name: self._living(name, now) for name in self._catalogue.pools}
 
