@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Union
 
 from hookline import control, lab
 from hookline.control import Recovery
+from hookline.errors import HooklineError
 from hookline.lab import Lab, LabError
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import NodeName
@@ -96,24 +97,36 @@ class Node(control.Node):
 
 
 def open_node(
-    name: str | NodeName = "host", *, before_direct: Callable[[], None] = lambda: None
+    name: str | NodeName = "host",
+    *,
+    before_direct: Callable[[], None] = lambda: None,
+    on_hang: Callable[[HooklineError], None] | None = None,
 ) -> Node | RemoteNode:
     """A node by its agent where one answers, else directly. Close it, or use it as a context manager.
 
     Args:
         name: The node's name.
         before_direct: Called before the node is worked on directly; may refuse by raising.
+        on_hang: For those who only read: told that the agent is there and does not answer, after which the node is read
+            directly. Without it that is an error, as a change must not pass by an agent that may go on.
 
     Raises:
         model.names.InvalidName: The name is none.
         lab.LabError: There is no such lab, or it has no such node.
+        agent.AgentHangs: The agent is there and does not answer, and ``on_hang`` is not given.
         agent.AgentError: The agent that answers is of another version, or keeps its state elsewhere.
     """
     resolved = name if isinstance(name, NodeName) else lab.resolve_node(name)
     if resolved.agent_socket.exists():
-        from hookline.agent import connect  # the HTTP client is for those who have an agent
+        from hookline.agent import AgentHangs, connect  # the HTTP client is for those who have an agent
 
-        remote = connect(resolved)
+        try:
+            remote = connect(resolved, reading=on_hang is not None)
+        except AgentHangs as error:
+            if on_hang is None:
+                raise
+            on_hang(error)
+            remote = None
         if remote is not None:
             return remote
     before_direct()

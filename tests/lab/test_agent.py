@@ -652,6 +652,45 @@ def test_systemd_finds_no_fault_with_the_unit(stopped: AgentProcess, tmp_path: P
     assert sys.executable.rpartition("/")[0] in done.stdout or "hookline agent" in done.stdout
 
 
+def test_an_agent_that_hangs(agent: AgentProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reads pass by it; a change is refused at once, and is not made when the agent goes on."""
+    assert agent.process is not None
+    other = _other(agent)
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        reads: list[list[str | Path]] = [
+            ["get", "vs", "--json"],
+            ["get", "backends"],
+            ["describe", "vs", "orders"],
+            ["apply", "-f", other, "--dry-run"],
+        ]
+        for words in reads:
+            capsys.readouterr()
+            began = time.monotonic()
+            assert agent.run(*words) == 0, words
+            assert time.monotonic() - began < 20
+            out, err = capsys.readouterr()
+            assert "orders" in out or "other" in out
+            assert f"note: the agent of node {agent.name} does not answer" in err
+        changes: list[list[str | Path]] = [["apply", "-f", other], ["delete", "vs", "orders"], ["rollback"]]
+        for words in changes:
+            began = time.monotonic()
+            assert agent.run(*words, "--json") == 1, words
+            assert time.monotonic() - began < 20
+            error = json.loads(capsys.readouterr().err)
+            assert "does not answer; nothing was asked of it" in error["error"]
+            assert error["why"]
+            assert "restart it" in error["remedy"]
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+    assert agent.health()["status"] == "ok"
+    with api.Node(agent.name) as node:
+        assert {r.reference for r in node.resources() if r.kind == "VirtualService"} == {
+            "VirtualService/default/orders"
+        }
+    assert agent.run("apply", "-f", other) == 0
+
+
 @pytest.mark.parametrize("through", ["agent", "directly"])
 @pytest.mark.parametrize("kind", ["services", "backends"])
 def test_watch(agent: AgentProcess, through: str, kind: str) -> None:

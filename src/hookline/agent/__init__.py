@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hookline.agent._client import RemoteNode, connect
-    from hookline.agent._errors import AgentError
+    from hookline.agent._errors import AgentError, AgentHangs
     from hookline.agent._run import Agent, Settings, run
     from hookline.agent._unit import unit_text
     from hookline.agent._watch import watch_node
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "AgentError",
+    "AgentHangs",
     "RemoteNode",
     "Settings",
     "Update",
@@ -30,6 +31,7 @@ __all__ = [
 _PLACES = {
     "Agent": "_run",
     "AgentError": "_errors",
+    "AgentHangs": "_errors",
     "RemoteNode": "_client",
     "Settings": "_run",
     "Update": "_wire",

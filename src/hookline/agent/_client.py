@@ -6,14 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 from hookline.agent import _wire
-from hookline.agent._errors import AgentError, from_wire
+from hookline.agent._errors import AgentError, AgentHangs, from_wire
 from hookline.control import Applied, Covered, Generation, NotThere, Plan, PoolStatus, load
 from hookline.datapath.loadbalancer.balancer import Attachment, Totals
 from hookline.model import Resource
@@ -21,7 +20,9 @@ from hookline.model.names import NodeName
 from hookline.sources.files import STANDARD_INPUT
 
 PathLike = str | os.PathLike[str]
-_CONNECT_S, _HEALTH_S, _ANSWER_S = 5.0, 30.0, 600.0
+# Whether it lives is said by the loop that serves, whatever else it does: one that takes longer for that than a person
+# waits gladly hangs. A change is worth more patience, as it is refused then; what was asked for may take its time.
+_LIVES_S, _LIVES_FOR_CHANGE_S, _ANSWER_S = 2.0, 5.0, 600.0
 
 
 class RemoteNode:
@@ -186,39 +187,62 @@ def _source(resource: Resource) -> str:
     return path if path == STANDARD_INPUT else os.path.abspath(path)
 
 
-def _is_served(path: Path) -> bool:
-    """Whether anybody listens; an agent that was killed leaves its socket. httpx would leave one open that finds nobody."""
+def _is_served(name: NodeName, patience_s: float) -> bool:
+    """Whether anybody listens; an agent that was killed leaves its socket. httpx would leave one open that finds nobody.
+
+    Raises:
+        AgentHangs: Somebody listens, and takes no more connections.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as attempt:
-        attempt.settimeout(_CONNECT_S)
+        attempt.settimeout(patience_s)
         try:
-            attempt.connect(str(path))
+            attempt.connect(str(name.agent_socket))
+        except (TimeoutError, BlockingIOError) as error:  # those who wait to be accepted fill the queue
+            raise _hangs(name, error) from error
         except OSError:
             return False
     return True
 
 
-def connect(name: NodeName) -> RemoteNode | None:
+def _hangs(name: NodeName, error: Exception) -> AgentHangs:
+    return AgentHangs(
+        f"the agent of node {name} does not answer; nothing was asked of it",
+        why=f"{name.agent_socket}: {error or type(error).__name__}",
+        remedy="see its log and whether it is stopped; restart it (systemctl restart hookline-agent), or end it: commands work "
+        "without it too",
+    )
+
+
+def connect(name: NodeName, *, reading: bool = False) -> RemoteNode | None:
     """The node's agent, if one answers.
 
+    Args:
+        name: The node.
+        reading: Nothing is to be changed: there is less patience with an agent that is slow.
+
     Raises:
+        AgentHangs: It is there and does not answer.
         AgentError: It answers, and is not one that this process can work with.
     """
     import hookline
 
-    if not _is_served(name.agent_socket):
+    patience_s = _LIVES_S if reading else _LIVES_FOR_CHANGE_S
+    if not _is_served(name, patience_s):
         return None
     client = httpx.Client(
         transport=httpx.HTTPTransport(uds=str(name.agent_socket)),
         base_url="http://agent",
-        timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+        timeout=httpx.Timeout(_ANSWER_S, connect=patience_s),
     )
     try:
-        answer = client.get("/v1/health", timeout=httpx.Timeout(_HEALTH_S, connect=_CONNECT_S))
-        health = answer.json()
+        health = client.get("/v1/health", timeout=patience_s).json()
+    except httpx.TimeoutException as error:
+        client.close()
+        raise _hangs(name, error) from error
     except (httpx.HTTPError, ValueError) as error:
         client.close()
         raise AgentError(
-            f"the agent of node {name} does not answer",
+            f"the agent of node {name} does not answer as one",
             why=f"{name.agent_socket}: {error or type(error).__name__}",
             remedy="see its log, or end it: the command works without it too",
         ) from error

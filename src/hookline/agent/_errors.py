@@ -12,6 +12,10 @@ class AgentError(HooklineError):
     """An agent that cannot be started or asked."""
 
 
+class AgentHangs(AgentError):  # noqa: N818
+    """An agent that is there and does not answer: nothing was asked of it, and nothing will be done later."""
+
+
 class RemoteFailure(AgentError):  # noqa: N818
     """What the agent says of an error whose class this process does not know. Its exit status travels with it."""
 

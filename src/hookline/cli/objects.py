@@ -21,6 +21,7 @@ from hookline.cli._options import (
 if TYPE_CHECKING:
     from hookline.api import AnyNode
     from hookline.control import Applied, Moves, Plan
+    from hookline.errors import HooklineError
     from hookline.model import Resource
 
 Output = Literal["table", "json", "yaml"]
@@ -59,7 +60,7 @@ def apply(
     """
     from hookline.cli._output import print_json
 
-    with _opened(node) as opened:
+    with _opened(node, reading=dry_run) as opened:
         if dry_run:
             plan = opened.plan(files, prune=prune)
             if as_json:
@@ -115,7 +116,7 @@ def get(
       hookline get all -o yaml > everything.yaml
     """
     chosen: Output = "json" if as_json else output or "table"
-    with _opened(node) as opened:
+    with _opened(node, reading=True) as opened:
         if watch:
             _watch_kind(opened, kind, name, namespace, chosen, interval_s)
             return
@@ -150,7 +151,7 @@ def describe(
     from hookline.cli import _describe, _documents
     from hookline.cli._output import print_json
 
-    with _opened(node) as opened:
+    with _opened(node, reading=True) as opened:
         (reference,) = _references(kind, [name] if name else [], namespace)
         resource = _find(opened, reference)
         document = {
@@ -201,7 +202,7 @@ def delete(
             why="neither was given" if kind is None else "both were given",
             remedy="hookline delete --help",
         )
-    with _opened(node) as opened:
+    with _opened(node, reading=dry_run) as opened:
         if kind is not None:
             references = _references(kind, names or [], namespace)
         else:
@@ -239,7 +240,7 @@ def rollback(
     """
     from hookline.cli._output import print_json
 
-    with _opened(node) as opened:
+    with _opened(node, reading=dry_run) as opened:
         if not dry_run:
             _show_applied(opened, opened.rollback(to), as_json=as_json)
             return
@@ -251,8 +252,13 @@ def rollback(
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[AnyNode]:
-    """The node, by its agent where one answers, else once it is clear that this user may do anything with it."""
+def _opened(name: str, *, reading: bool) -> Iterator[AnyNode]:
+    """The node, by its agent where one answers, else once it is clear that this user may do anything with it.
+
+    What only reads passes by an agent that hangs; what changes something fails there.
+    """
+    import sys
+
     from hookline import bpf
     from hookline.api import open_node
 
@@ -260,7 +266,13 @@ def _opened(name: str) -> Iterator[AnyNode]:
         if bpf.lacking(*CAPABILITIES):
             raise bpf.NotPermitted(f"cannot work on node {name}", capability=" ".join(CAPABILITIES))
 
-    with open_node(name, before_direct=check_rights) as node:
+    def say_that_it_hangs(error: HooklineError) -> None:
+        print(
+            f"note: {error.what} ({error.why}): the node is read directly, without it\n      do: {error.remedy}",
+            file=sys.stderr,
+        )
+
+    with open_node(name, before_direct=check_rights, on_hang=say_that_it_hangs if reading else None) as node:
         yield node
 
 
