@@ -13,12 +13,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hookline import api, cli, lab, net
+from hookline import api, cli, control, lab, net
 from hookline.control import ControlError, NotThere
 from hookline.control.explain import Explanation, processes_outside, shares
 from hookline.lab import Lab, LabError
@@ -273,6 +274,36 @@ def test_a_port_that_no_service_has(made: Lab, node: api.Node, family: int) -> N
     assert node.explain("idle", "169.254.20.10:54/udp").obstacles == [], "a redirect has its ports alone"
     direct = node.explain("external/client", "default/a:8080", family=family)
     assert (direct.outcome, direct.table) == ("direct", None)
+
+
+@pytest.mark.parametrize(("family", "protocol"), [(4, "TCP"), (4, "UDP"), (6, "TCP"), (6, "UDP")])
+def test_loopback_is_a_namespace_s_own(
+    made: Lab, node: api.Node, monkeypatch: pytest.MonkeyPatch, family: int, protocol: str
+) -> None:
+    """The host's node ports are there for its own sockets alone, as `service_for_socket` has it."""
+    here = control.Node._here
+    monkeypatch.setattr(
+        control.Node, "_here", lambda self, nodes: replace(here(self, nodes), has_loopback=True)
+    )
+    ports = [{"port": 8088, "nodePort": 30088, "protocol": protocol}]
+    of_host = document(
+        "Service", "loop", spec={"type": "NodePort", "ports": ports, "ipFamilies": [f"IPv{family}"]}
+    )
+    address = "127.0.0.1" if family == 4 else "[::1]"
+    with api.Node(node.name) as opened:
+        opened.apply(of_host)
+        try:
+            assert any(
+                str(frontend).startswith(address)
+                for status in opened.services()
+                for frontend in status.pool.frontends
+            ), "the row is there"
+            for source in ("default/a", "node/node-1"):
+                said = opened.explain(source, f"{address}:30088/{protocol.lower()}")
+                assert said.outcome == "direct"
+                assert any("loopback is its own" in one for one in said.why)
+        finally:
+            opened.delete([of_host.reference])
 
 
 def test_a_backend_without_weight(made: Lab, node: api.Node, tmp_path: Path) -> None:

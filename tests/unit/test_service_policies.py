@@ -129,12 +129,18 @@ def test_state_by_conditions(ready: bool, serving: bool, terminating: bool, stat
 
 
 def test_unknown_conditions() -> None:
-    """Not known: ready is yes, serving is as ready, terminating is no (discovery.k8s.io/v1)."""
+    """Not known: ready is yes, serving is yes, terminating is no (discovery.k8s.io/v1)."""
     catalogue = _catalogue(
         _service(),
-        _slice({"addresses": ["10.0.0.1"]}, _endpoint("10.0.0.2", ready=None, terminating=True)),
+        _slice(
+            {"addresses": ["10.0.0.1"]},
+            _endpoint("10.0.0.2", ready=None, terminating=True),
+            _endpoint("10.0.0.3", ready=False, terminating=True),
+            _endpoint("10.0.0.4", ready=False),
+        ),
     )
-    assert [target.state for target in catalogue.pools[SERVICE][0].targets] == ["active", "active"]
+    states = [target.state for target in catalogue.pools[SERVICE][0].targets]
+    assert states == ["active", "active", "draining", "down"]
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])

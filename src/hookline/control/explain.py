@@ -250,6 +250,10 @@ class _Follow:
         protocol = self.destination.protocol
         row = self.tables.services.get(service_key(address, port, protocol, "inside"))
         scope = "inside"
+        if row is not None and address.is_loopback and cookie is not None and not self._is_host(cookie):
+            answer.why.append("node ports on loopback are the host's: its loopback is its own")
+            _direct(answer, self.source, address)
+            return
         if row is not None and row.flags & SERVICE_REDIRECT:
             name = self._name(row.pool)
             own = {"netns": cookie, "pool": row.pool}
@@ -314,6 +318,10 @@ class _Follow:
             return None
         with net.inside(self.source.netns):
             return net.own_cookie()
+
+    def _is_host(self, cookie: int) -> bool:
+        """Whether a network namespace is the host's: a lab's never is, and the host's commands run in it."""
+        return self.around.node.netns is None and cookie == net.own_cookie()
 
     # -- packets that arrive
 

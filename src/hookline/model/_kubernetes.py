@@ -377,9 +377,8 @@ class Endpoint(Native):
 
     @property
     def is_serving(self) -> bool:
-        """Whether the endpoint answers, terminating or not; not known is as `is_ready`."""
-        serving = self.conditions.serving
-        return self.is_ready if serving is None else serving
+        """Whether the endpoint answers, terminating or not; not known counts as yes."""
+        return self.conditions.serving is not False
 
     @property
     def is_terminating(self) -> bool:
