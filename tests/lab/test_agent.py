@@ -94,6 +94,59 @@ def test_a_file_that_is_written_in_place_and_one_that_is_linked(agent: AgentProc
     until("a link", lambda: agent.answers("192.0.2.31"))
 
 
+def test_half_a_file_is_not_read_however_long_it_takes(agent: AgentProcess) -> None:
+    path = agent.folder / "services.yaml"
+    path.write_text(f"{ORDERS}---\n{service('second', SECOND)}")
+    until("two services", lambda: agent.answers(FIRST) and agent.answers(SECOND))
+    with path.open("w") as half:
+        half.write(ORDERS)
+        half.flush()
+        until("it waits", lambda: agent.health()["files"][0].get("waiting"))
+        time.sleep(3)  # several looks
+        assert agent.answers(SECOND)
+        half.write(f"---\n{service('third', '192.0.2.30')}")
+    until("it is whole", lambda: agent.answers("192.0.2.30") and not agent.answers(SECOND))
+    assert agent.health()["status"] == "ok"
+
+
+def test_a_folder_that_is_unmounted_removes_nothing(stopped: AgentProcess) -> None:
+    (stopped.folder / "services.yaml").unlink()
+    subprocess.run(["mount", "-t", "tmpfs", "hookline-test", str(stopped.folder)], check=True)
+    mounted = True
+    try:
+        stopped.write(ORDERS)
+        agent = stopped.start()
+        assert agent.answers(FIRST)
+        subprocess.run(["umount", str(stopped.folder)], check=True)
+        mounted = False
+        until("it is said", lambda: agent.metric('hookline_agent_problems{kind="folder"}') == 1)
+        assert agent.said("folder is lost, what its files said stays", folder=str(agent.folder))
+        assert agent.health()["status"] == "degraded"
+        time.sleep(2)  # several looks
+        assert agent.answers(FIRST)
+        subprocess.run(["mount", "-t", "tmpfs", "hookline-test", str(stopped.folder)], check=True)
+        mounted = True
+        agent.write(service("second", SECOND), "second.yaml")
+        until("it is there again", lambda: agent.answers(SECOND) and not agent.answers(FIRST))
+        until("and well", lambda: agent.health()["status"] == "ok")
+    finally:
+        stopped.kill()
+        if mounted:
+            subprocess.run(["umount", str(stopped.folder)], check=True)
+
+
+def test_a_file_that_cannot_be_looked_at_keeps_its_objects(agent: AgentProcess) -> None:
+    path = agent.folder / "services.yaml"
+    loop = agent.folder / ".loop"
+    loop.symlink_to(path)
+    loop.rename(path)
+    until("it is said", lambda: agent.health()["status"] == "degraded")
+    time.sleep(2)  # several looks
+    assert agent.answers(FIRST)
+    agent.write(ORDERS)
+    until("it is well", lambda: agent.health()["status"] == "ok")
+
+
 def test_a_folder_as_kubernetes_mounts_a_config_map(agent: AgentProcess) -> None:
     """Files are links through a link ``..data``, which alone is changed."""
     for number in (1, 2):

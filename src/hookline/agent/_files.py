@@ -1,13 +1,19 @@
 """The files that an agent watches: read, applied, and what is wrong with them.
 
-A file is read when it was written and closed, or when one was renamed to its name; what is only half written is never seen. One
-that is broken changes nothing: what it last said stays until it says something else or goes away.
+A file is read when it was written and closed, or when one was renamed to its name. One that is open for writing is left alone,
+where the file system can tell; one of whose change no message told is read once two looks found it the same; one that changed
+while it was read is read again. One that is broken changes nothing: what it last said stays until it says something else or goes
+away. Gone is what the kernel says is not there: a file that cannot be looked at is not, nor one whose whole folder is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import signal
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +39,9 @@ EVENTS = (
 )
 GONE = flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED | flags.UNMOUNT
 Signature = tuple[int, int, int, int]
+SETTLED_S = 2.0
+"""A file that no message told of is read when it was the same for so long, in two looks at least."""
+_TRIES, _TRY_EVERY_S = 3, 0.001
 
 
 @dataclass(slots=True)
@@ -42,11 +51,13 @@ class WatchedFile:
     Attributes:
         references: The objects that it described when it was last good.
         problem: Why it is not in force as it is now; None where it is.
+        waiting: It is being written, and is read when it is whole.
     """
 
     signature: Signature | None = None
     references: frozenset[str] = frozenset()
     problem: HooklineError | None = None
+    waiting: bool = False
 
 
 @dataclass(slots=True)
@@ -63,14 +74,27 @@ class Files:
 
     Args:
         paths: Files and folders, which need not be there yet; only a folder that is there, or ends with a slash, is one.
+        settled_s: Seconds for which a file must be the same before a look reads it.
+
+    Attributes:
+        awaited: Files whose names were taken away: what is there again is read when it was written and closed.
+        unsettled: Whether the last look found files that are different and are to be looked at once more.
+        lost: Why nothing can be said of a folder's files; what they said stays.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], settled_s: float = SETTLED_S) -> None:
         given = list(dict.fromkeys(paths))
         self.folders = tuple(os.path.abspath(p) for p in given if os.path.isdir(p) or p.endswith("/"))
         self.single = tuple(os.path.abspath(p) for p in given if os.path.abspath(p) not in self.folders)
         self.known: dict[str, WatchedFile] = {}
+        self.awaited: set[str] = set()
+        self.unsettled = False
+        self.lost: dict[str, str] = {}
+        self.settled_s = settled_s
         self._owners: dict[str, str] = {}
+        self._seen: dict[str, tuple[Signature, float]] = {}
+        self._devices: dict[str, int] = {}
+        self.look_at_folders()
 
     def __bool__(self) -> bool:
         return bool(self.folders or self.single)
@@ -87,21 +111,75 @@ class Files:
 
     def there(self) -> list[str]:
         """The files that are there now."""
-        found = [path for path in self.single if os.path.exists(path)]
+        found = [path for path in self.single if not _is_gone(path)]
         for folder in self.folders:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # `lost` says it
                 found += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
         return [path for path in dict.fromkeys(found) if self.counts(path) and not os.path.isdir(path)]
 
-    def changed(self) -> set[str]:
-        """Files that are not as they were when they were last read, and those that were refused then."""
-        now = self.there()
-        different = {path for path in now if self._is_different(path)}
-        return different | {path for path in self.known if path not in now}
+    def look_at_folders(self) -> None:
+        """Finds out which folders are not there, or not what they were; says what is new."""
+        lost = {}
+        for folder in (*self.folders, *{os.path.dirname(path) for path in self.single}):
+            try:
+                device = os.stat(folder).st_dev
+                empty = not any(self.counts(os.path.join(folder, name)) for name in os.listdir(folder))
+            except OSError as error:
+                lost[folder] = (error.strerror or str(error)).lower()
+                continue
+            if device != self._devices.setdefault(folder, device):
+                if empty:
+                    lost[folder] = (
+                        "another file system is there, without any file: the one that was there is unmounted"
+                    )
+                else:
+                    self._devices[folder] = device
+        for folder, why in lost.items():
+            if self.lost.get(folder) != why:
+                log.error(
+                    "folder is lost, what its files said stays",
+                    extra=fields(folder=folder, why=why, remedy="mount it or make it again"),
+                )
+        for folder in self.lost.keys() - lost.keys():
+            log.info("folder is there again", extra=fields(folder=folder))
+        self.lost = lost
 
-    def _is_different(self, path: str) -> bool:
-        known = self.known.get(path)
-        return known is None or known.problem is not None or known.signature != _signature(path)
+    def changed(self, *, links: bool = False) -> set[str]:
+        """Files that are not as they were when they were last read, those that were refused then, those that are gone.
+
+        Args:
+            links: Another file behind a link is whole at once: a message said that a link changed.
+        """
+        self.look_at_folders()
+        now = self.there()
+        found = set()
+        self.unsettled = False
+        seen, self._seen = self._seen, {}
+        for path in now:
+            try:
+                signature = _signature(path)
+            except OSError:
+                found.add(path)  # it is said when it is read
+                continue
+            known = self.known.get(path)
+            if signature is None:
+                continue
+            if known is not None and not known.waiting and known.signature == signature:
+                if known.problem is not None:
+                    found.add(path)
+                continue
+            at = time.monotonic()
+            before, since = seen.get(path, (None, at))
+            since = since if before == signature else at
+            if (links and os.path.islink(path)) or (before == signature and at - since >= self.settled_s):
+                self.awaited.discard(path)
+                found.add(path)
+            else:
+                self.unsettled = True
+            self._seen[path] = signature, since
+        return found | {
+            path for path in self.known if path not in now and os.path.dirname(path) not in self.lost
+        }
 
     # -- bringing
 
@@ -110,14 +188,24 @@ class Files:
         whole = changed is None
         wanted = set(self.there()) | set(self.known) if changed is None else set(changed)
         # What was refused may have waited for what changes now, such as an object that moves from one file to another.
-        wanted |= {path for path, known in self.known.items() if known.problem is not None}
+        wanted |= {
+            path
+            for path, known in self.known.items()
+            if known.problem is not None and _is_as_read(path, known)
+        }
+        if whole:
+            self.look_at_folders()
+            self.awaited.clear()
         result = Brought()
         read = dict(self._read(sorted(wanted), result))
         read = self._without_duplicates(read)
         broken = {path for path, known in self.known.items() if known.problem is not None}
         result.refused = len(wanted & broken)
         if whole:
-            covered = Covered(frozenset((*self.single, *read)), frozenset(self.folders), frozenset(broken))
+            unread = {path for path, known in self.known.items() if known.waiting} | broken
+            unread |= {path for path in self.single if os.path.dirname(path) in self.lost}
+            folders = frozenset(folder for folder in self.folders if folder not in self.lost)
+            covered = Covered(frozenset((*self.single, *read)), folders, frozenset(unread))
         else:
             covered = Covered(frozenset(read))
         if not read and not whole:
@@ -180,15 +268,51 @@ class Files:
     def _read(self, paths: Sequence[str], result: Brought) -> Iterator[tuple[str, list[Resource]]]:
         for path in paths:
             known = self.known.setdefault(path, WatchedFile())
-            known.signature = _signature(path)
-            if known.signature is None:
-                known.problem = None
-                yield path, []
-                continue
             try:
-                yield path, files.read(path, may_be_empty=path not in self.single)
-            except Exception as error:
-                self._refuse(path, error, result)
+                signature = _signature(path)
+                if signature is None:
+                    yield from self._gone(path)
+                    continue
+                if path in self.awaited or _is_written_still(path):
+                    self._await(path)
+                    continue
+                found: list[Resource] | Exception
+                try:
+                    found = files.read(path, may_be_empty=path not in self.single)
+                except Exception as error:
+                    found = error
+                if _signature(path) != signature:
+                    self._await(path)
+                    continue
+            except OSError as error:
+                known.waiting = False
+                self._refuse(path, unreadable(path, error), result)
+                continue
+            known.signature, known.waiting = signature, False
+            if isinstance(found, Exception):
+                self._refuse(path, found, result)
+            else:
+                yield path, found
+
+    def _gone(self, path: str) -> Iterator[tuple[str, list[Resource]]]:
+        """A file that is not there says nothing any more, unless its whole folder is not."""
+        folder = os.path.dirname(path)
+        if folder not in self.lost:
+            self.look_at_folders()
+        known = self.known[path]
+        if folder in self.lost:
+            if known.signature is None:
+                del self.known[path]
+            return
+        known.signature, known.problem, known.waiting = None, None, False
+        self.awaited.discard(path)
+        yield path, []
+
+    def _await(self, path: str) -> None:
+        known = self.known[path]
+        if not known.waiting:
+            log.info("file is being written, waiting", extra=fields(file=path))
+        known.waiting = True
 
     def _without_duplicates(self, read: dict[str, list[Resource]]) -> dict[str, list[Resource]]:
         """Refuses files that describe what another watched file does."""
@@ -235,7 +359,8 @@ class Files:
 
     def problems(self) -> dict[str, HooklineError]:
         """What is wrong with each file that is not in force as it is."""
-        return {path: known.problem for path, known in self.known.items() if known.problem is not None}
+        # A copy, since the node's thread goes on meanwhile.
+        return {path: known.problem for path, known in list(self.known.items()) if known.problem is not None}
 
 
 def _log_fault(error: Exception, path: str, result: Brought | None) -> None:
@@ -255,6 +380,7 @@ class Watcher:
         self._files = watched
         self._inotify = INotify(nonblocking=True)
         self._folders: dict[int, str] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         try:
             self.rewatch(strict=True)
         except AgentError:
@@ -273,9 +399,18 @@ class Watcher:
         """Watches folders that are not watched, such as one that was removed and made again. Whether there were any."""
         wanted = {*self._files.folders, *map(os.path.dirname, self._files.single)}
         added = False
+        for number, folder in list(self._folders.items()):
+            # Under the name there may be another folder now: a message tells of the old one's own end alone.
+            if _place(folder) != self._places.get(folder):
+                del self._folders[number]
+                with contextlib.suppress(OSError):
+                    self._inotify.rm_watch(number)
         for folder in wanted - set(self._folders.values()):
             try:
+                place = _place(folder)
                 self._folders[self._inotify.add_watch(folder, EVENTS)] = folder
+                if place is not None:
+                    self._places[folder] = place
                 added = True
             except OSError as error:
                 if strict:
@@ -308,7 +443,12 @@ class Watcher:
                 continue
             path = os.path.join(folder, event.name)
             if self._files.counts(path):
-                if not event.mask & flags.CREATE or _is_whole(path):
+                if event.mask & (flags.MOVED_FROM | flags.DELETE):
+                    # If the name is there again at once, a new file is being written: it is read when it is whole.
+                    self._files.awaited.add(path)
+                    found.add(path)
+                elif not event.mask & flags.CREATE or _is_whole(path):
+                    self._files.awaited.discard(path)
                     found.add(path)
             elif os.path.islink(path) or event.mask & flags.ISDIR:
                 anything = True  # a folder of links, as Kubernetes mounts a ConfigMap, changes all at once
@@ -324,8 +464,77 @@ def _is_whole(path: str) -> bool:
 
 
 def _signature(path: str) -> Signature | None:
+    """What tells one content from another; None where there is no such file.
+
+    Raises:
+        OSError: It cannot be looked at, which does not mean that it is gone.
+    """
     try:
         found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+
+def _is_as_read(path: str, known: WatchedFile) -> bool:
+    """Whether a refused file is what was refused, or cannot be looked at as before. Another content waits until it is whole."""
+    try:
+        return not known.waiting and _signature(path) in (known.signature, None)
+    except OSError:
+        return True
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        return _signature(path) is None
+    except OSError:
+        return False
+
+
+def _place(folder: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+    return found.st_dev, found.st_ino
+
+
+def _is_written(path: str) -> bool:
+    """Whether somebody has a file open for writing, as far as its file system can tell.
+
+    A lease for reading is refused then, with EAGAIN (fcntl(2), F_SETLEASE). It is given back at once; a writer who comes in
+    between waits until then, and the signal that tells of him is one that is ignored unless asked for.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_written_still(path: str) -> bool:
+    """The same, once more for a writer who is just done: the message of his end is a moment earlier than that."""
+    for _ in range(_TRIES):
+        if not _is_written(path):
+            return False
+        time.sleep(_TRY_EVERY_S)
+    return True
+
+
+def unreadable(path: str, error: OSError) -> AgentError:
+    """What is said of a file that cannot be looked at."""
+    why = (error.strerror or str(error)).lower()
+    return AgentError(
+        f"{path} cannot be read", why=why, remedy="mend it; to remove its objects, remove the file"
+    )

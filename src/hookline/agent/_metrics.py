@@ -77,7 +77,7 @@ class Metrics:
         )
         self.problems = Gauge(
             "hookline_agent_problems",
-            "What is wrong now: files that are refused, and what a check found and cannot mend.",
+            "What is wrong now: files that are refused, folders that are lost, and what a check found and cannot mend.",
             ["kind"],
             registry=self._own,
         )

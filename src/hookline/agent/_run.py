@@ -27,7 +27,7 @@ from typing import Any
 from hookline import net
 from hookline.agent import _logs, _server
 from hookline.agent._errors import AgentError
-from hookline.agent._files import Files, Watcher
+from hookline.agent._files import SETTLED_S, Files, Watcher
 from hookline.agent._lock import sole_agent
 from hookline.agent._logs import LogFormat, error_fields, fields, log
 from hookline.agent._metrics import Look, Metrics
@@ -104,7 +104,7 @@ class Agent:
         self.name = name
         self.settings = settings
         self.worker = Worker(open_node)
-        self.files = Files(settings.paths)
+        self.files = Files(settings.paths, min(SETTLED_S, settings.check_every_s))
         self.metrics = Metrics(str(name), hookline.__version__)
         self.changes = Changes()
         self.stopping = asyncio.Event()
@@ -129,18 +129,22 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """What ``/v1/health`` says."""
         files = self.files.problems()
+        lost = [
+            f"folder {folder}: {why}; what its files said stays" for folder, why in self.files.lost.items()
+        ]
         return {
-            "status": "degraded" if files or self._problems else "ok",
+            "status": "degraded" if files or lost or self._problems else "ok",
             "node": str(self.name),
             "version": self._version,
             "pid": os.getpid(),
             "state": str(self.name.state_dir),
             "files": [
                 {"file": path, "objects": len(known.references), "problem": _said(files.get(path))}
+                | ({"waiting": True} if known.waiting else {})
                 for path, known in sorted(self.files.known.items())
             ],
             "folders": list(self.files.folders),
-            "problems": list(self._problems),
+            "problems": [*lost, *self._problems],
         }
 
     async def apply(self, change: Change) -> Applied:
@@ -263,6 +267,7 @@ class Agent:
         """The exposition for Prometheus."""
         look = await self.worker.call(Look.at)
         self.metrics.problems.labels("file").set(len(self.files.problems()))
+        self.metrics.problems.labels("folder").set(len(self.files.lost))
         self.metrics.problems.labels("node").set(len(self._problems))
         counters, states = await asyncio.to_thread(lambda: (self._health.counters(), self._health.states()))
         look.health, look.health_states = counters, {str(state): count for state, count in states.items()}
@@ -304,8 +309,9 @@ class Agent:
         self._look_at_kernel.set()
 
     async def _follow_files(self, watcher: Watcher) -> None:
+        longest = self.settings.check_every_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.check_every_s):
+            async with asyncio.timeout(min(longest, SETTLED_S) if self.files.unsettled else longest):
                 await self._look_at_files.wait()
                 await asyncio.sleep(SETTLE_S)
         woken = self._look_at_files.is_set()
@@ -314,10 +320,11 @@ class Agent:
         anything, self._any_file = self._any_file, False
         self._look_at_files.clear()
         try:
+            told = anything
             anything = watcher.rewatch() or anything or not woken
             if anything:
                 # What messages missed, and what was refused before and may be taken now.
-                changed |= await asyncio.to_thread(self.files.changed)
+                changed |= await asyncio.to_thread(self.files.changed, links=told)
             if changed:
                 await self.bring_files(changed, since)
         except Exception:
