@@ -25,6 +25,9 @@ import pytest
 from tests.requirements import is_mounted, missing_for, need, required
 
 RUN = os.environ.setdefault("HOOKLINE_TEST_RUN", f"t{secrets.token_hex(3)}")
+if worker := os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"):
+    # Processes that share a run's tests (pytest -n) are runs of their own: each looks for what it left.
+    RUN = os.environ["HOOKLINE_TEST_RUN"] = f"{RUN}{chr(ord('g') + int(worker))}"
 FEATURE_KINDS = ("hook", "map", "ring", "other")
 GRACE_S = 3.0  # for processes that are ending when the last test does
 
