@@ -450,6 +450,38 @@ def test_local_redirect_of_a_service(place: Lab, apply: Any, version: Family, pr
 
 @FAMILIES
 @PROTOCOLS
+def test_local_redirect_of_an_address_with_rows_of_its_own(
+    place: Lab, apply: Any, version: Family, protocol: Protocol
+) -> None:
+    """The service's row for this node's sockets gives way while the redirect has a pod, and is back afterwards."""
+    ports = [{"port": str(NUMBER[one]), "protocol": one.upper(), "name": one} for one in ("tcp", "udp")]
+    redirect: dict[str, Any] = {
+        "apiVersion": "hookline.dev/v1alpha1",
+        "kind": "LocalRedirectPolicy",
+        "metadata": {"name": "near"},
+        "spec": {
+            "redirectFrontend": {"addressMatcher": {"ip": EXTERNAL[version], "toPorts": ports}},
+            "redirectBackend": {
+                "localEndpointSelector": {"matchLabels": {"app": "web"}},
+                "toPorts": [
+                    {"name": "tcp", "port": 8080},
+                    {"name": "udp", "port": 5353, "protocol": "UDP"},
+                ],
+            },
+        },
+    }
+    at = EXTERNAL[version], NUMBER[protocol], protocol
+    apply(service(externalIPs=list(EXTERNAL.values()), externalTrafficPolicy="Local"))
+    assert who(place, "default/asker", *at) == BOTH
+    apply(redirect)
+    assert who(place, "default/asker", *at, times=8) == {FIRST}
+    redirect["spec"]["redirectBackend"]["localEndpointSelector"] = {"matchLabels": {"app": "elsewhere"}}
+    apply(redirect)
+    assert who(place, "default/asker", *at) == BOTH
+
+
+@FAMILIES
+@PROTOCOLS
 def test_node_ports_on_loopback_are_the_hosts(
     place: Lab, apply: Any, version: Family, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

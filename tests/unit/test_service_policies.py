@@ -477,6 +477,32 @@ def test_a_redirect_follows_service_and_pods() -> None:
     assert third.changed([pod], ()).pools[REDIRECT] == ()
 
 
+def test_a_redirect_takes_the_place_of_a_services_inside_row() -> None:
+    """A service whose addresses have rows of their own for this node's sockets gives way, and has them back afterwards."""
+    matcher = {"addressMatcher": {"ip": "192.0.2.1", "toPorts": [{"port": "80", "protocol": "TCP"}]}}
+    policy = parse(_redirect(matcher, [{"port": 9080}]))
+    documents = (_service(externalIPs=["192.0.2.1"], externalTrafficPolicy="Local"), *ENDPOINTS)
+    pod, waiting = parse(_pod("a", "10.0.1.9")), parse(_pod("a", "10.0.1.9", ready="False"))
+    inside = "inside 192.0.2.1:80/tcp"
+    alone = _catalogue(*documents)
+    assert _rows(alone)[inside] == ALL4
+    both = alone.changed((), [policy, pod])
+    assert _rows(both, REDIRECT) == {inside: ["10.0.1.9"]}
+    assert _rows(both) == {name: backends for name, backends in _rows(alone).items() if name != inside}
+    assert both.owners == _catalogue(policy.to_document(), pod.to_document(), *documents).owners
+    # Without a pod that is ready, or without the policy, all is as before.
+    for after in (both.changed([pod], [waiting]), both.changed([pod], ()), both.changed([policy], ())):
+        assert _rows(after) == _rows(alone)
+        assert after.yielded == {}
+    assert _rows(both.changed([pod], [waiting]).changed([waiting], [pod])) == _rows(both)
+    # The service goes first: nothing remembers it.
+    assert both.changed([parse(documents[0])], ()).yielded == {}
+    # Two redirects are in each other's way still.
+    other = parse(policy.to_document() | {"metadata": {"name": "other", "namespace": "default"}})
+    with pytest.raises(Conflict):
+        both.changed((), [other])
+
+
 # Changes
 
 
@@ -580,6 +606,13 @@ def _worlds(draw: st.DrawFn) -> list[Document]:
         documents.append(_policy() | {"metadata": {"name": "one", "namespace": "default"}})
     if draw(st.booleans()):
         documents.append(_redirect(ADDRESS))
+    if draw(st.booleans()):
+        # Where a service may have a row of its own for this node's sockets.
+        place = {"ip": draw(st.sampled_from(["198.51.100.0", "198.51.100.1"]))}
+        taken = {"addressMatcher": place | {"toPorts": [{"port": "80", "protocol": "TCP"}]}}
+        documents.append(
+            _redirect(taken, [{"port": 9080}]) | {"metadata": {"name": "taken", "namespace": "default"}}
+        )
     documents += [
         {
             "apiVersion": "hookline.dev/v1alpha1",
@@ -691,6 +724,7 @@ def test_changes_come_to_the_same_as_starting_anew(worlds: list[list[Document]],
             assert _unordered(catalogue) == _unordered(anew)
             assert catalogue.pools.keys() == anew.pools.keys()
             assert catalogue.owners == anew.owners
+            assert catalogue.yielded == anew.yielded
     _check(catalogue)
 
 

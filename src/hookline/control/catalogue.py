@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -27,11 +27,17 @@ Pools = dict[str, tuple[Pool, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The pools of every service and redirect, and who has which frontend. Never changed: `changed` gives the next."""
+    """The pools of every service and redirect, and who has which frontend. Never changed: `changed` gives the next.
+
+    Attributes:
+        owners: Who has a frontend, by it.
+        yielded: Services that would have a frontend of scope inside which a redirect has.
+    """
 
     inventory: Inventory = field(default_factory=Inventory)
     pools: Pools = field(default_factory=dict)
     owners: dict[Frontend, str] = field(default_factory=dict)
+    yielded: dict[Frontend, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resources: Iterable[Resource], here: Here) -> Catalogue:
@@ -62,30 +68,51 @@ class Catalogue:
             inventory = replace(inventory, here=here)
             affected = tuple(dict.fromkeys((*affected, *inventory.services, *inventory.redirects)))
         if not affected:
-            return self if inventory is self.inventory else type(self)(inventory, self.pools, self.owners)
+            return (
+                self
+                if inventory is self.inventory
+                else type(self)(inventory, self.pools, self.owners, self.yielded)
+            )
+        redirects = {
+            reference: _compile(reference, inventory)
+            for reference in affected
+            if reference.startswith(LocalRedirectPolicy.kind)
+        }
+        affected = tuple(dict.fromkeys((*affected, *self._displaced(redirects))))
         pools, owners = dict(self.pools), dict(self.owners)
+        touched = frozenset(affected)
+        yielded = {frontend: name for frontend, name in self.yielded.items() if name not in touched}
         for reference in affected:
             for pool in pools.get(reference, ()):
                 for frontend in pool.frontends:
                     if owners.get(frontend) == reference:
                         del owners[frontend]
+        for reference, made in redirects.items():
+            _claim(owners, reference, made or ())
         for reference in affected:
-            made = _compile(reference, inventory)
+            if reference in redirects:
+                made = redirects[reference]
+            else:
+                made = _compile(reference, inventory)
+                if made is not None:
+                    made = tuple(_without_redirected(reference, made, owners, yielded))
+                    _claim(owners, reference, made)
             if made is None:
                 pools.pop(reference, None)
                 continue
             # What says the same is the same object, so that nobody looks at it again.
             pools[reference] = made if made != pools.get(reference) else pools[reference]
-            for pool in made:
-                for frontend in pool.frontends:
-                    first = owners.setdefault(frontend, reference)
-                    if first != reference:
-                        raise Conflict(
-                            f"{frontend} is wanted twice",
-                            why=f"{first} and {reference} both have it",
-                            remedy="give one of them another address or port",
-                        )
-        return type(self)(inventory, pools, owners)
+        return type(self)(inventory, pools, owners, yielded)
+
+    def _displaced(self, redirects: Mapping[str, tuple[Pool, ...] | None]) -> Iterable[str]:
+        """Services that give way to redirects, or no longer have to."""
+        for reference, made in redirects.items():
+            now = {frontend for pool in made or () for frontend in pool.frontends}
+            before = {frontend for pool in self.pools.get(reference, ()) for frontend in pool.frontends}
+            for frontend in (*(now - before), *(before - now)):
+                for service in (self.owners.get(frontend), self.yielded.get(frontend)):
+                    if service is not None and not service.startswith(LocalRedirectPolicy.kind):
+                        yield service
 
     def unheeded(self, resources: Iterable[Resource]) -> Iterable[str]:
         """What these objects ask for and nothing comes of, in words."""
@@ -165,6 +192,42 @@ class Catalogue:
         for reference, pools in self.pools.items():
             if any(target.address in addresses for pool in pools for target in pool.targets):
                 yield reference
+
+
+def _claim(owners: dict[Frontend, str], reference: str, pools: Iterable[Pool]) -> None:
+    """Notes whose the frontends of these pools are.
+
+    Raises:
+        Conflict: One is somebody else's.
+    """
+    for pool in pools:
+        for frontend in pool.frontends:
+            first = owners.setdefault(frontend, reference)
+            if first != reference:
+                raise Conflict(
+                    f"{frontend} is wanted twice",
+                    why=f"{first} and {reference} both have it",
+                    remedy="give one of them another address or port",
+                )
+
+
+def _without_redirected(
+    reference: str, pools: Iterable[Pool], owners: Mapping[Frontend, str], yielded: dict[Frontend, str]
+) -> Iterable[Pool]:
+    """A service's pools without the frontends for this node's sockets whose place a redirect takes, which are noted."""
+    for pool in pools:
+        taken = {
+            frontend
+            for frontend in pool.frontends
+            if frontend.scope == "inside" and owners.get(frontend, "").startswith(LocalRedirectPolicy.kind)
+        }
+        if not taken:
+            yield pool
+            continue
+        yielded.update(dict.fromkeys(taken, reference))
+        left = tuple(frontend for frontend in pool.frontends if frontend not in taken)
+        if left:
+            yield replace(pool, frontends=left)
 
 
 def _compile(reference: str, inventory: Inventory) -> tuple[Pool, ...] | None:
