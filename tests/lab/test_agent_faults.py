@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hookline import api, lab, net
 from hookline.lab import Lab, LabError
-from tests.lab.agents import AgentProcess, service, until
+from tests.lab.agents import PATIENCE_S, AgentProcess, service, until
 from tests.lab.conftest import document, pod
 
 FIRST, SECOND = "192.0.2.10", "192.0.2.20"
@@ -131,3 +133,118 @@ def test_a_file_that_nobody_can_apply_keeps_no_other_waiting(stopped: AgentProce
     agent.write(service("harmless", "192.0.2.66"), "poison.yaml")
     until("it is good again", lambda: agent.health()["status"] == "ok")
     assert agent.answers("192.0.2.66")
+
+
+BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe\x00",
+    b'{"items": 1}',
+    b'{"items": [1]}',
+    b'{"items": [{"object": []}]}',
+    b'{"items": [{"object": {}, "line": "x"}]}',
+    b'{"items": [], "delete": [1]}',
+    b'{"items": [], "prune": {"files": 1}}',
+    b"[" * 100_000,
+    b'{"items": [{"object": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}]}",
+]
+DOCUMENTS = [
+    b'{"items": [{"object": {}}]}',
+    b'{"items": [{"object": {"kind": "VirtualService"}}]}',
+    b'{"items": [{"object": {"apiVersion": 1, "kind": [], "metadata": null, "spec": 7}, "line": 99999999999999999999999}]}',
+    b'{"items": [{"object": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "\\ud800"}}}]}',
+    b'{"items": [], "delete": ["", "x", "/", "a/b/c/d", "VirtualService/default/absent", "\\u0000", "\\ud800"]}',
+    b'{"items": [], "prune": {"files": ["\\u0000"], "folders": ["\\ud800"]}}',
+]
+QUERIES = [
+    ("POST", "/v1/rollback?to=abc"),
+    ("POST", "/v1/rollback?to=-1"),
+    ("POST", "/v1/rollback?to=%C2%B2"),
+    ("POST", "/v1/rollback?to=" + "9" * 400),
+    ("GET", "/v1/watch?interval=abc"),
+    ("GET", "/v1/watch?interval=nan"),
+    ("GET", "/v1/watch?interval=inf"),
+    ("GET", "/v1/watch?interval=-1"),
+    ("GET", "/v1/watch?interval="),
+]
+
+
+@pytest.fixture(scope="module")
+def asked(fault_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """An agent that is asked nonsense."""
+    folder = tmp_path_factory.mktemp("config")
+    agent = AgentProcess(fault_lab, folder, folder.parent / "asked.log")
+    try:
+        yield agent.start()
+    finally:
+        agent.clear()
+
+
+def send(agent: AgentProcess, method: str, path: str, body: bytes = b"") -> httpx.Response:
+    transport = httpx.HTTPTransport(uds=str(agent.name.agent_socket))
+    with httpx.Client(transport=transport, base_url="http://agent", timeout=PATIENCE_S) as client:
+        return client.request(method, path, content=body)
+
+
+@pytest.mark.parametrize("path", ["/v1/apply", "/v1/plan", "/v1/delete"])
+def test_a_body_that_is_no_change_is_said_to_be_none(asked: AgentProcess, path: str) -> None:
+    for body in BODIES:
+        answer = send(asked, "POST", path, body)
+        assert answer.status_code in (
+            {400, 422} if body.startswith(b'{"items": [{"object": {"a"') else {400}
+        ), body[:80]
+        assert all(answer.json()[name] for name in ("error", "why", "remedy")), body[:80]
+    for body in DOCUMENTS:
+        answer = send(asked, "POST", path, body)
+        assert answer.status_code in {200, 400, 404, 409, 422}, (body[:120], answer.text)
+    assert asked.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize(("method", "path"), QUERIES)
+def test_a_query_that_makes_no_sense_is_said_to_make_none(
+    asked: AgentProcess, method: str, path: str
+) -> None:
+    answer = send(asked, method, path)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]
+    assert answer.json()["remedy"]
+
+
+def test_nonsense_is_never_a_fault_of_the_agent(asked: AgentProcess) -> None:
+    """Every path with every method, and lines that are no HTTP."""
+    paths = [
+        "health",
+        "resources",
+        "services",
+        "totals",
+        "attachments",
+        "apply",
+        "plan",
+        "delete",
+        "rollback",
+        "generations",
+        "check",
+    ]
+    for path in (*(f"/v1/{one}" for one in paths), "/metrics", "/v1/absent", "/", "/v1/../v1/health", "/%00"):
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "NONSENSE"):
+            assert send(asked, method, path, b"nonsense").status_code < 500, (method, path)
+    for raw in (
+        b"\x00\xff\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(PATIENCE_S)
+            one.connect(str(asked.name.agent_socket))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                one.sendall(raw)
+                one.shutdown(socket.SHUT_WR)
+                assert b" 500 " not in one.recv(100)
+    assert asked.health()["status"] == "ok"
+    assert not asked.said("request failed")

@@ -16,6 +16,10 @@ class AgentHangs(AgentError):  # noqa: N818
     """An agent that is there and does not answer: nothing was asked of it, and nothing will be done later."""
 
 
+class BadRequest(AgentError):  # noqa: N818
+    """A request that does not say what the interface asks for."""
+
+
 class RemoteFailure(AgentError):  # noqa: N818
     """What the agent says of an error whose class this process does not know. Its exit status travels with it."""
 

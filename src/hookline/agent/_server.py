@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from hookline.agent import _wire
-from hookline.agent._errors import AgentError, http_status, to_wire
+from hookline.agent._errors import AgentError, BadRequest, http_status, to_wire
 from hookline.agent._logs import error_fields, fields, log
 from hookline.agent._metrics import CONTENT_TYPE
 from hookline.agent._watch import Differences
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from hookline.agent._run import Agent
 
 _LONGEST_PATH = 107
-_SHORTEST_INTERVAL_S = 0.1
+_SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.1, 86400.0
+_LONGEST_NUMBER = 15
+_LARGEST_BODY = 256 << 20
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -79,8 +83,12 @@ class _Api:
         async def answer(request: Request) -> Response:
             try:
                 return await handler(request)
+            except BadRequest as error:
+                return JSONResponse(to_wire(error), 400)
             except HooklineError as error:
                 return JSONResponse(to_wire(error), http_status(error))
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody reads it
             except Exception as error:
                 log.exception("request failed", extra=fields(path=request.url.path, **error_fields(error)))
                 return JSONResponse(to_wire(error), 500)
@@ -109,20 +117,24 @@ class _Api:
         return _json(_wire.ATTACHMENTS.dump_json(found))
 
     async def apply(self, request: Request) -> Response:
-        change = _wire.CHANGE.validate_json(await request.body())
+        change = await _change(request)
         return _json(_wire.APPLIED.dump_json(await self._agent.apply(change)))
 
     async def plan(self, request: Request) -> Response:
-        change = _wire.CHANGE.validate_json(await request.body())
+        change = await _change(request)
         return _json(_wire.PLAN.dump_json(await self._agent.plan(change)))
 
     async def delete(self, request: Request) -> Response:
-        change = _wire.CHANGE.validate_json(await request.body())
+        change = await _change(request)
         return _json(_wire.APPLIED.dump_json(await self._agent.delete(change.delete)))
 
     async def rollback(self, request: Request) -> Response:
         wanted = request.query_params.get("to", "")
-        to = int(wanted) if wanted.isdigit() else None
+        if wanted and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= _LONGEST_NUMBER):
+            raise BadRequest(
+                f"to={wanted[:40]!r} is no generation", remedy="GET /v1/generations names those that are kept"
+            )
+        to = int(wanted) if wanted else None
         if request.query_params.get("plan") == "true":
             return _json(_wire.PLAN.dump_json(await self._agent.plan_rollback(to)))
         return _json(_wire.APPLIED.dump_json(await self._agent.rollback(to)))
@@ -140,7 +152,18 @@ class _Api:
         )
 
     async def watch(self, request: Request) -> Response:
-        interval_s = max(_SHORTEST_INTERVAL_S, float(request.query_params.get("interval", "1")))
+        wanted = request.query_params.get("interval", "1")
+        try:
+            interval_s = float(wanted)
+        except ValueError:
+            interval_s = math.nan
+        if not 0 <= interval_s <= _LONGEST_INTERVAL_S:
+            raise BadRequest(
+                f"interval={wanted[:40]!r} is no time to wait",
+                why=f"it is a number of seconds, from 0 to {_LONGEST_INTERVAL_S:g}",
+                remedy="say /v1/watch?interval=1",
+            )
+        interval_s = max(_SHORTEST_INTERVAL_S, interval_s)
         return StreamingResponse(self._updates(interval_s), media_type="application/x-ndjson")
 
     async def _updates(self, interval_s: float) -> AsyncIterator[bytes]:
@@ -157,6 +180,35 @@ class _Api:
 
     async def metrics(self, _: Request) -> Response:
         return Response(await self._agent.metrics_text(), media_type=CONTENT_TYPE)
+
+
+async def _change(request: Request) -> _wire.Change:
+    """The change that a request's body asks for.
+
+    Raises:
+        BadRequest: It is none, or too large.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _LARGEST_BODY:
+            raise BadRequest(
+                "the request is too large",
+                why=f"a body has {_LARGEST_BODY >> 20} MiB at most",
+                remedy="send less at once",
+            )
+    try:
+        # In a thread of its own: a large one takes a while, and others are answered meanwhile.
+        return await asyncio.to_thread(_wire.CHANGE.validate_json, bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadRequest(
+            "the request's body is not a change",
+            why=f"{place + ': ' if place else ''}{first['msg']}{more}",
+            remedy='send JSON as docs/agent.md has it: {"items": [{"object": {…}}], "delete": []}',
+        ) from None
 
 
 def _json(body: bytes) -> Response:
