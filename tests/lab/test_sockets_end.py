@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hookline import api, bpf, lab, net
 from hookline.control import Node
+from hookline.control.node import STRAYS_AFTER_S
 from hookline.datapath.loadbalancer.sockets import destroy_sockets, live_sockets
 from hookline.lab import Lab
 from hookline.model import Resource, parse
@@ -340,3 +345,88 @@ def test_another_name_or_reach_of_a_port_ends_nothing(
             assert fate(one) in ({0} if drain or name == "default/orders-1" else ENDED)
         with connected(place, SERVICE[version], PORT[protocol], protocol, 8) as new:
             assert {ask(one) for one in new} == {"default/orders-1"}
+
+
+def killed_change(node: Node, folder: Path, resource: Resource, where: str) -> None:
+    """Another process applies this and is killed: ``tables``: before the state is written; ``sockets``: after."""
+    path = folder / "orders.json"
+    path.write_text(json.dumps(resource.to_document()))
+    source = f"""
+import os
+from hookline import control
+from hookline.control import node, tables
+
+def killed(*arguments, **named):
+    os._exit(9)
+
+if {where!r} == "sockets":
+    node.Node._end_sockets = killed
+else:
+    write = tables.Tables.carry_out
+    def carry_out(self, change):
+        write(self, change)
+        killed()
+    tables.Tables.carry_out = carry_out
+control.Node({str(node.name)!r}).apply({str(path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", source], check=False, timeout=120)
+    assert done.returncode == 9
+
+
+@FAMILIES
+@PROTOCOLS
+def test_a_process_that_is_killed_before_it_ended_sockets(
+    place: Lab, node: Node, tmp_path: Path, version: int, protocol: Protocol
+) -> None:
+    node.apply(orders(place, 1, 2))
+    with connected(place, SERVICE[version], PORT[protocol], protocol, 16) as ours:
+        who = [ask(one) for one in ours]
+        killed_change(node, tmp_path, orders(place, 2), "sockets")
+        assert [fate(one) for one in ours] == [0] * 16
+        node.repair()
+        assert [bool(fate(one)) for one in ours] == [name == "default/orders-1" for name in who]
+
+
+@FAMILIES
+@PROTOCOLS
+def test_sockets_of_a_backend_that_got_another_row(
+    place: Lab, node: Node, tmp_path: Path, version: int, protocol: Protocol
+) -> None:
+    """They stay as long as it does, are counted, and end with it."""
+    node.apply(orders(place, 1, 2))
+    with connected(place, SERVICE[version], PORT[protocol], protocol, 16) as ours:
+        who = [ask(one) for one in ours]
+        killed_change(node, tmp_path, orders(place, 2), "tables")
+        node.repair()  # the state was not written: the backend is wanted, and gets a row again
+        node.apply(orders(place, 1, 2))
+        assert [fate(one) for one in ours] == [0] * 16
+        first = who.count("default/orders-1")
+        assert node.plan(orders(place, 2)).sockets_ended == first
+        assert node.apply(orders(place, 2)).plan.sockets_ended == first
+        assert [bool(fate(one)) for one in ours] == [name == "default/orders-1" for name in who]
+
+
+@FAMILIES
+def test_a_connection_that_is_made_by_the_old_tables_is_found_later(
+    place: Lab, node: Node, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    node.apply(orders(place, 1))
+    with connected(place, SERVICE[version], 80, "tcp") as (one,), monkeypatch.context() as early:
+        # The walk of the change itself does not meet it, as if it were not connected yet.
+        early.setattr("hookline.control.node.live_sockets", lambda sockets: live_sockets(sockets)[:0])
+        assert node.apply(orders(place, 2)).plan.sockets_ended == 0
+        early.undo()
+        assert fate(one) == 0
+        threading.Event().wait(STRAYS_AFTER_S)
+        assert [repair.kind for repair in node.repair().repairs] == ["socket"]
+        assert fate(one) in ENDED
+        assert node.repair().repairs == []
+
+
+def test_a_full_look_ends_nobody_whose_backend_is_there(place: Lab, node: Node) -> None:
+    node.apply(orders(place, 1, 2))
+    with connected(place, SERVICE[4], 80, "tcp", 8) as ours, api.Node(node.name) as other:
+        assert [fate(one) for one in ours] == [0] * 8
+        other.repair()
+        other.repair(full=True)
+        assert [fate(one) for one in ours] == [0] * 8

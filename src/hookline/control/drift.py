@@ -24,7 +24,7 @@ from hookline.control.tables import Tables, address_of, frontend_key, key_addres
 from hookline.datapath.loadbalancer import maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
 
-RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod"]
+RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod", "socket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Repair:
 
     Attributes:
         kind: ``link`` (an attachment, its program, an interface made anew), ``pin``, a row of ``service`` or ``backend``,
-            a ``table``'s slots, a ``neighbour``, a ``pod``.
+            a ``table``'s slots, a ``neighbour``, a ``pod``, a ``socket`` without a backend.
         what: Which one, and what was wrong with it.
     """
 

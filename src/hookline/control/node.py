@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from hookline.control.pools import Pool, Target
 from hookline.control.recovery import Recovery, Unclaimed, unclaimed
 from hookline.control.rows import ServiceRow
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked, salvage
+from hookline.control.strays import strays
 from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key, still_wanted
 from hookline.datapath import hooks
 from hookline.datapath.loadbalancer.balancer import (
@@ -51,7 +53,7 @@ from hookline.datapath.loadbalancer.balancer import (
     totals,
 )
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
-from hookline.datapath.loadbalancer.sockets import count_sockets, destroy_sockets
+from hookline.datapath.loadbalancer.sockets import count_sockets, destroy_sockets, live_sockets
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import Endpoint, NodeName
 from hookline.sources import files
@@ -71,6 +73,9 @@ NO_CONNECT_TIME = "pods of this node and the node itself do not reach services"
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
+NOT_ENDED = "sockets of backends that are gone are not ended"
+STRAYS_AFTER_S = 0.5
+"""From a program of a connecting socket to the connection it is microseconds, unless the machine is very busy."""
 STATE_GONE = "there was no state file, or an empty one, and the kernel has services"
 _SHOWN_SOURCES = 5
 
@@ -127,6 +132,10 @@ class _Kernel:
     pinned: frozenset[str] = frozenset()
     cgroup: tuple[Path, int] | None = None
     watch: TableWatch = field(init=False)
+    # Backends whose sockets are to end once the change is committed; and when those that have no backend any more are to be
+    # looked for: at once in tables that this process has not seen before.
+    doomed: dict[BackendRow, tuple[Address, int]] = field(default_factory=dict)
+    stray_look: float | None = 0.0
 
     def __post_init__(self) -> None:
         self.watch = TableWatch(self.balancer, self.tables)
@@ -143,6 +152,7 @@ class _Kernel:
     def unsettle(self) -> None:
         """Has the next change look at everything, as if another process had left it."""
         self.uplinks = ()
+        self.stray_look = 0.0
 
     def is_in_step(self, config: NodeConfig | None) -> bool:
         """Whether they still are: the same configuration, on interfaces and a cgroup that nobody made anew."""
@@ -473,7 +483,8 @@ class Node:
         state.changed_elsewhere()
         kernel.watch.forget(pool.key for pool in change.pools)
         self._pools = pools
-        self._end_sockets(Plan(), kernel.balancer.maps["sockets"], retired)
+        kernel.doomed.update(retired)
+        self._end_sockets(Plan(), kernel, change)
 
     # -- reading
 
@@ -1007,7 +1018,11 @@ class Node:
             draft.lives.drained(boottime()),
             still_wanted(draft.change, self._pools, draft.pools),
         )
-        draft.plan.sockets_ended = _connected(balancer.maps["sockets"], retired)
+        kernel = self._kernel
+        draft.plan.sockets_ended = _connected(
+            balancer.maps["sockets"],
+            lambda found: retired | self._strays(found, kernel, draft.pools, draft.lives),
+        )
         reckoning = Reckoning(draft.change, tables, balancer.open_connections())
         changes = [*draft.change.pools, *_shrinking(draft, tables)]
         draft.plan.pools = [self._summary(change, reckoning.moves(change)) for change in changes]
@@ -1020,7 +1035,7 @@ class Node:
         with balancer:
             counts = balancer.open_connections()
         with self._remaining_sockets() as (sockets, gone):
-            draft.plan.sockets_ended = _connected(sockets, gone)
+            draft.plan.sockets_ended = _connected(sockets, lambda _: gone)
         for pool in (pool for group in self._pools.values() for pool in group):
             keys = {frontend_key(frontend)[:FLOW_KEY_BYTES] for frontend in pool.frontends}
             ended = sum(number for (flow, _), number in counts.items() if flow in keys)
@@ -1049,20 +1064,20 @@ class Node:
     def _carry_out(self, draft: Draft) -> Applied:
         state = self._opened_state()
         applied = Applied(draft.plan)
-        with state.change(), state.generation(draft.cause, self._unowned(draft)) as generation:
-            state.put(Stored(resource, source) for resource, source in draft.put.values())
-            state.remove(draft.drop)
-            state.put_lives(draft.lives, draft.lived)
-            try:
+        try:
+            with state.change(), state.generation(draft.cause, self._unowned(draft)) as generation:
+                state.put(Stored(resource, source) for resource, source in draft.put.values())
+                state.remove(draft.drop)
+                state.put_lives(draft.lives, draft.lived)
                 applied.attachments = self._carry_out_kernel(draft)
-            except BaseException:
-                # What is in the kernel now is to be read again, not remembered.
-                self._forget_kernel()
-                raise
-            state.put_neighbours(self._neighbours)
-            if self._lost and self._is_whole(draft):
-                state.mark_lost("")
-                self._lost = ""
+                state.put_neighbours(self._neighbours)
+                if self._lost and self._is_whole(draft):
+                    state.mark_lost("")
+                    self._lost = ""
+        except BaseException:
+            # What is in the kernel now is to be read again, not remembered.
+            self._forget_kernel()
+            raise
         draft.plan.generation = generation
         state.changed_elsewhere()
         if self._kernel is not None:
@@ -1073,6 +1088,8 @@ class Node:
             del self._stored[reference]
         self._catalogue, self._lives, self._pools = draft.catalogue, draft.lives, draft.pools
         self._hops = draft.hops
+        if self._kernel is not None:
+            self._end_sockets(draft.plan, self._kernel, draft.change)
         if self._on_change is not None and (not self._told or _changes_addresses(draft)):
             self._on_change(self)
             self._told = True
@@ -1119,7 +1136,8 @@ class Node:
         if draft.plan.detaches:
             with self._remaining_sockets() as (sockets, gone):
                 detached = self._remove_kernel()
-                self._end_sockets(draft.plan, sockets, gone)
+                if sockets is not None:
+                    _end_sockets(draft.plan, sockets, gone)
             return detached
         kernel = self._kernel
         if kernel is None:
@@ -1150,7 +1168,7 @@ class Node:
             kernel.tables.carry_out(draft.change)
         if not self._lost:  # else rows of documents that were lost would go
             PodTable(kernel.balancer.maps["pods"]).keep_only(pods)
-        self._end_sockets(draft.plan, kernel.balancer.maps["sockets"], retired)
+        kernel.doomed.update(retired)
         return attachments
 
     def _pod_rows(self, draft: Draft) -> tuple[PodRows, list[str]]:
@@ -1178,23 +1196,36 @@ class Node:
         )
         return pod_rows(wanted, known), warnings
 
-    @staticmethod
-    def _end_sockets(
-        plan: Plan, sockets: bpf.Map | None, rows: Mapping[BackendRow, tuple[Address, int]]
-    ) -> None:
-        """Ends the sockets that are connected to backends which are gone. Tables no longer hold these."""
-        if not rows or sockets is None:
-            return
-        try:
-            ended = destroy_sockets(sockets, rows)
-        except bpf.BpfError as error:
-            plan.warnings.append(f"sockets of backends that are gone are not ended: {error}")
-            return
-        plan.sockets_ended += ended.tcp + ended.udp
-        plan.warnings.extend(
-            f"{count} sockets of backends that are gone are not ended: {why}"
-            for why, count in ended.left.items()
-        )
+    def _end_sockets(self, plan: Plan, kernel: _Kernel, change: TableChange) -> None:
+        """Ends the sockets that are connected to backends which are gone. Tables no longer hold these.
+
+        After the change is committed: what a process that is killed here leaves is found by the next that comes.
+        """
+        looks = kernel.stray_look is not None and time.monotonic() >= kernel.stray_look
+        doomed, kernel.doomed = kernel.doomed, {}
+        if doomed or looks:
+            kernel.stray_look = None
+            sockets = kernel.balancer.maps["sockets"]
+            try:
+                found = live_sockets(sockets)
+                rows = doomed | self._strays(found, kernel, self._pools, self._lives)
+                there = set(zip(found["backend"].tolist(), found["generation"].tolist(), strict=True))
+            except bpf.BpfError as error:
+                if doomed:
+                    plan.warnings.append(f"{NOT_ENDED}: {error}")
+                return
+            _end_sockets(plan, sockets, {row: place for row, place in rows.items() if row in there})
+        if doomed or any(pool.gone_rows for pool in change.pools):
+            # A program may have read the old table and not have connected yet.
+            kernel.stray_look = time.monotonic() + STRAYS_AFTER_S
+
+    def _strays(
+        self, found: Any, kernel: _Kernel, pools: Mapping[str, Sequence[Pool]], lives: Lives
+    ) -> dict[BackendRow, tuple[Address, int]]:
+        if self._lost:
+            return {}  # it is not known who is wanted
+        every = (pool for group in pools.values() for pool in group)
+        return strays(found, kernel.tables.backends, every, lives.drained(boottime()))
 
     def _activate(self, draft: Draft, kernel: _Kernel) -> tuple[list[Attachment], _Kernel]:
         """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
@@ -1279,6 +1310,8 @@ class Node:
             result.repairs.append(Repair("pod", "pods of this node are not those of the table"))
             damaged = True
         if not (damaged or full):
+            if known is not None:
+                result.repairs += self._late_strays(known)
             result.problems += _forwarding_off(self._forwarded)
             return result
         if known is not None:
@@ -1306,6 +1339,14 @@ class Node:
                 if one.change != "kept"
             ]
         return result
+
+    def _late_strays(self, kernel: _Kernel) -> list[Repair]:
+        """Ends what connected by the old tables while the last change was made."""
+        plan = Plan()
+        self._end_sockets(plan, kernel, TableChange())
+        if not plan.sockets_ended:
+            return []
+        return [Repair("socket", f"{plan.sockets_ended} connected while their backend was taken out")]
 
     def _changed_attachments(self, kernel: _Kernel) -> list[Repair]:
         """What is not attached or pinned as it was left."""
@@ -1446,13 +1487,31 @@ class Node:
         return Placements(frozenset(uplinks))
 
 
-def _connected(sockets: bpf.Map | None, rows: Mapping[BackendRow, tuple[Address, int]]) -> int:
-    """How many sockets are connected to these backends; 0 where the kernel does not say."""
-    if sockets is None or not rows:
+def _connected(
+    sockets: bpf.Map | None, choose: Callable[[Any], Mapping[BackendRow, tuple[Address, int]]]
+) -> int:
+    """How many sockets are connected to the backends that are chosen among them; 0 where the kernel does not say."""
+    if sockets is None:
         return 0
     with suppress(bpf.BpfError):
-        return sum(number for row, number in count_sockets(sockets).items() if row in rows)
+        found = live_sockets(sockets)
+        rows = choose(found)
+        given = zip(found["backend"].tolist(), found["generation"].tolist(), strict=True)
+        return sum(row in rows for row in given)
     return 0
+
+
+def _end_sockets(plan: Plan, sockets: bpf.Map, rows: Mapping[BackendRow, tuple[Address, int]]) -> None:
+    """Ends the sockets of these backends, and notes in the plan what became of them."""
+    if not rows:
+        return
+    try:
+        ended = destroy_sockets(sockets, rows)
+    except bpf.BpfError as error:
+        plan.warnings.append(f"{NOT_ENDED}: {error}")
+        return
+    plan.sockets_ended += ended.tcp + ended.udp
+    plan.warnings.extend(f"{count} {NOT_ENDED}: {why}" for why, count in ended.left.items())
 
 
 def _inode(path: Path) -> int:

@@ -54,6 +54,8 @@ struct live_socket {
 	__u64 cookie;
 	struct address local;
 	struct address remote;
+	struct address asked;
+	__u64 pool;
 	__u32 netns; /* inode of its network namespace */
 	__u32 backend;
 	__u32 service;
@@ -61,9 +63,9 @@ struct live_socket {
 	__u16 family;
 	__be16 local_port;
 	__be16 remote_port;
+	__be16 asked_port;
 	__u8 protocol;
 	__u8 state;
-	__u16 pad;
 };
 
 const struct live_socket *unused_live_socket __attribute__((unused));
@@ -127,6 +129,9 @@ int list_sockets(struct bpf_iter__bpf_sk_storage_map *ctx)
 	row.backend = peer->backend;
 	row.generation = peer->generation;
 	row.service = peer->service;
+	row.pool = peer->pool;
+	row.asked = peer->asked;
+	row.asked_port = peer->asked_port;
 	row.family = socket->__sk_common.skc_family;
 	row.local_port = bpf_htons(socket->__sk_common.skc_num);
 	row.remote_port = socket->__sk_common.skc_dport;
