@@ -624,6 +624,35 @@ def test_what_the_command_line_alone_shows_to_be_none(
     assert all(error[name] for name in ("error", "why", "remedy")), error
 
 
+def test_every_error_has_a_cause_and_a_remedy(
+    made: Lab, node: api.Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    here = str(node.name)
+    inside = ["lab", "probe", "external/client", "--name", made.name]
+    found = {}
+    for words in (
+        ["get", "bogus", "--node", here],
+        ["delete", "bogus", "x", "--node", here],
+        ["get", "all", "x", "--node", here],
+        ["get", "namespaces", "x", "-n", "y", "--node", here],
+        ["get", "generations", "x", "--node", here],
+        ["agent", "--node", "lab/nope"],
+        ["apply", "-f", str(broken), "--node", here],
+        [*inside, "192.0.2.14:80"],
+        [*inside, "192.0.2.14:53/udp"],
+        [*inside, "198.18.0.1:80"],
+    ):
+        capsys.readouterr()
+        assert cli.run([*words, "--json"]) in (1, 2), words
+        error = json.loads(capsys.readouterr().err)
+        assert all(error[name] for name in ("error", "why", "remedy")), (words, error)
+        found[words[-1]] = error
+    for target in ("192.0.2.14:80", "192.0.2.14:53/udp"):
+        assert "or the service has no backend that takes it" in found[target]["why"]
+
+
 def test_a_node_that_balances_nothing(made: Lab) -> None:
     with api.Node(f"lab/{made.name}/node-2") as other:
         answer = other.explain("c", "192.0.2.10:80")

@@ -61,6 +61,8 @@ def agent(
     """
     from hookline import agent as package
 
+    if metrics:
+        _check_metrics(metrics)
     paths = [path for path in files or [] if check_path(path)]
     if print_unit:
         options = [word for path in paths for word in ("--file", path)]
@@ -79,3 +81,28 @@ def agent(
         tuple(paths), metrics, check_every_s, "json" if as_json else log_format, log_level
     )
     package.run(name, lambda: api.Node(name), settings)
+
+
+def _check_metrics(text: str) -> None:
+    """Refuses what is no ADDRESS:PORT, before anything is started."""
+    from ipaddress import ip_address
+
+    from hookline.cli._errors import UsageError
+
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    why = ""
+    try:
+        version = ip_address(host[1:-1] if bracketed else host).version
+        if bracketed != (version == 6):
+            why = "an IPv6 address stands in brackets, and no other"
+    except ValueError:
+        why = f"{host!r} is no address" if host else "it has no address and port, with a colon between them"
+    if not why and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        why = f"{port!r} is no port: those end at 65535"
+    if why:
+        raise UsageError(
+            f"{text!r} is not an address to listen at",
+            why=why,
+            remedy="say --metrics 127.0.0.1:9469 or [::1]:9469",
+        )

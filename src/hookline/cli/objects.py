@@ -286,7 +286,9 @@ def _kind(word: str) -> type[Resource]:
         return model.find_kind(word)
     except model.InvalidResource as error:
         raise UsageError(
-            error.why, remedy=f"{error.remedy}; {BACKENDS}, {GENERATIONS} and {ALL} can be listed too"
+            f"{word!r} cannot be listed or named",
+            why=error.why,
+            remedy=f"{error.remedy}; {BACKENDS}, {GENERATIONS} and {ALL} can be listed too",
         ) from None
 
 
@@ -307,7 +309,11 @@ def _references(kind: str, names: Sequence[str], namespace: str | None) -> list[
         raise UsageError(f"which {given.kind}?", why="no name was given", remedy=f"hookline get {kind}")
     if not given.is_namespaced():
         if namespace:
-            raise UsageError(f"{given.kind} objects are in no namespace", remedy="leave --namespace out")
+            raise UsageError(
+                f"there is no {given.kind} in namespace {namespace}",
+                why=f"{given.kind} objects are in no namespace",
+                remedy="leave --namespace out",
+            )
         return [f"{given.kind}/{name}" for name in names]
     return [f"{given.kind}/{namespace or DEFAULT_NAMESPACE}/{name}" for name in names]
 
@@ -320,7 +326,11 @@ def _find(node: AnyNode, reference: str) -> Resource:
 def _selected(node: AnyNode, kind: str, name: str | None, namespace: str | None) -> list[Resource]:
     if "/" in kind or name is not None:
         if kind == ALL:
-            raise UsageError("one object has one kind", remedy="hookline get KIND NAME")
+            raise UsageError(
+                f"which kind of object is {name}?",
+                why=f"{ALL} is every kind, and one object has one",
+                remedy="hookline get KIND NAME",
+            )
         (reference,) = _references(kind, [name] if name else [], namespace)
         return [_find(node, reference)]
     found = node.resources(None if kind == ALL else _kind(kind))
@@ -377,7 +387,11 @@ def _watch_kind(
     from hookline.cli import _documents, _watch
 
     if output == "yaml":
-        raise UsageError("what changes cannot be printed as yaml", remedy="say --json")
+        raise UsageError(
+            "what changes cannot be printed as yaml",
+            why="it has no end, and is no object",
+            remedy="say --json",
+        )
     if kind == BACKENDS:
         found = _watch.backends(node, interval_s, name, namespace)
         _watch.show(found, as_json=output == "json", name="backend")
@@ -410,6 +424,7 @@ def _get_generations(node: AnyNode, name: str | None, output: Output) -> None:
     if output == "yaml" or name is not None:
         raise UsageError(
             "generations are listed all at once, as a table or as JSON",
+            why="they are no objects",
             remedy="hookline get generations --json",
         )
     found = [one.as_dict() for one in node.generations()]

@@ -639,6 +639,6 @@ def _summary(name: str) -> LabSummary:
 def _no_lab(name: str, why: str = "") -> LabError:
     return LabError(
         f"there is no lab {name}",
-        why=why,
+        why=why or "no lab of this name is up on this machine",
         remedy="hookline lab list shows the labs there are; hookline lab up -f FILE makes one",
     )

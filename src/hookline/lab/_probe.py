@@ -17,7 +17,10 @@ from hookline.net import inside
 _QUESTION = b"hookline probe\n"
 _LONGEST_ANSWER = 4096
 _REASONS = {
-    errno.ECONNREFUSED: ("refused", "the connection was refused: nothing listens on that port"),
+    errno.ECONNREFUSED: (
+        "refused",
+        "the connection was refused: nothing listens there, or the service has no backend that takes it",
+    ),
     errno.EHOSTUNREACH: ("unreachable", "there is no route to the address: no member and no service has it"),
     errno.ENETUNREACH: ("unreachable", "there is no route to the address: no member and no service has it"),
     errno.EACCES: ("unreachable", "the address is prohibited by a router"),
@@ -25,6 +28,9 @@ _REASONS = {
     errno.EPIPE: ("closed", "the connection was closed"),
     errno.ETIMEDOUT: ("timeout", "the connection attempt timed out"),
 }
+_REMEDY = (
+    "hookline explain --from A --to B:PORT --node lab/LAB shows what decides about it, and what stops it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +118,12 @@ def probe(
             ) from None
         except OSError as error:
             reason, why = _REASONS.get(error.errno or 0, ("unreachable", error.strerror or str(error)))
-            raise ProbeFailed(what, why=why, reason=reason) from None
+            raise ProbeFailed(what, why=why, reason=reason, remedy=_REMEDY) from None
         answered = time.perf_counter_ns() - begun
     if not answer and protocol == "tcp":
-        raise ProbeFailed(what, why="the connection was closed without an answer", reason="closed")
+        raise ProbeFailed(
+            what, why="the connection was closed without an answer", reason="closed", remedy=_REMEDY
+        )
     return Probe(
         answer.decode(errors="replace").strip(), source, target, address, port, protocol, connected, answered
     )

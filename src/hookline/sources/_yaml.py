@@ -242,7 +242,11 @@ def _yaml_problem(error: yaml.YAMLError, text: str, path: str) -> Problem:
         position = getattr(error, "position", None)
         line = text.count("\n", 0, position) + 1 if isinstance(position, int) else 1
         reason = getattr(error, "reason", None) or str(error)
-        return Problem(f"not valid YAML: {reason}", place=f"{path}:{line}")
+        return Problem(
+            f"not valid YAML: {reason}",
+            remedy="mend the file there; until then nothing of it is applied",
+            place=f"{path}:{line}",
+        )
     mark = error.problem_mark
     lines = text.splitlines() or [""]
     # A text that ends too early is broken after its last line; that line's end says more.
@@ -262,7 +266,11 @@ def _yaml_problem(error: yaml.YAMLError, text: str, path: str) -> Problem:
         if error.context_mark is not None and error.context_mark.line != line:
             why += f" that begins on line {error.context_mark.line + 1}"
     shown = broken.strip()[:60]
-    return Problem(why + (f", at {shown!r}" if shown.isprintable() and shown else ""), place=place)
+    return Problem(
+        why + (f", at {shown!r}" if shown.isprintable() and shown else ""),
+        remedy="mend the file there; until then nothing of it is applied",
+        place=place,
+    )
 
 
 class Lines:
