@@ -653,6 +653,19 @@ def test_every_error_has_a_cause_and_a_remedy(
         assert "or the service has no backend that takes it" in found[target]["why"]
 
 
+def test_who_asks_for_services_is_told_of_virtual_ones(
+    node: api.Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = str(node.name)
+    assert cli.run(["get", "services", "--node", here]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == ["NAME"] or not out
+    assert f"it has 5 VirtualServices: hookline get virtualservices --node {here}" in err
+    assert cli.run(["get", "services", "--node", here, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["items"], err) == ([], "")
+
+
 def test_a_node_that_balances_nothing(made: Lab) -> None:
     with api.Node(f"lab/{made.name}/node-2") as other:
         answer = other.explain("c", "192.0.2.10:80")

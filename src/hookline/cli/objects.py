@@ -362,7 +362,11 @@ def _show_resources(node: AnyNode, resources: Sequence[Resource], output: Output
             print(f"{chr(10) if number else ''}{one}")
         _tables.print_items(one, [item for item in items if item["kind"] == one])
     if not items:
-        _say_nothing(node, "object" if kind == ALL else _kind(kind).kind)
+        given = None if kind == ALL else _kind(kind).kind
+        _say_nothing(node, given or "object")
+        other = {"Service": "VirtualService", "VirtualService": "Service"}.get(given or "")
+        if other is not None and (there := len(node.resources(_kind(other)))):
+            _say_other(node, other, there)
 
 
 def _get_backends(node: AnyNode, service: str | None, namespace: str | None, output: Output) -> None:
@@ -440,6 +444,15 @@ def _say_nothing(node: AnyNode, thing: str) -> None:
     import sys
 
     print(f"node {node.name} has no {thing}", file=sys.stderr)
+
+
+def _say_other(node: AnyNode, kind: str, number: int) -> None:
+    """There are two kinds of services, and who asks for one may mean the other."""
+    import sys
+
+    from hookline.cli._output import count
+
+    print(f"it has {count(number, kind)}: hookline get {kind.lower()}s --node {node.name}", file=sys.stderr)
 
 
 def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
