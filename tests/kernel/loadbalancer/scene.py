@@ -257,6 +257,10 @@ class Balancer:
         """Changes where a backend is in its life."""
         self._set_backend(row, state=state)
 
+    def set_pool(self, row: int, pool: int) -> None:
+        """Makes a backend another pool's."""
+        self._set_backend(row, pool=pool)
+
     def _set_backend(self, row: int, **members: int) -> None:
         value = self.maps["backends"][row]
         for name, number in members.items():

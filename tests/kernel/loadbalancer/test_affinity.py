@@ -164,7 +164,10 @@ def test_pools_are_apart(balancer: Balancer, version: int) -> None:
     rows = pods(balancer, version, 8)
     balancer.service(packets.SERVICE[version], *rows, affinity_seconds=LONG, pool=1)
     balancer.service(packets.SECOND_SERVICE[version], *rows, affinity_seconds=LONG, pool=1)
-    balancer.service(packets.SERVICE[version], *rows, port=81, affinity_seconds=LONG, pool=2)
+    others = pods(balancer, version, 8)
+    for row in others:
+        balancer.set_pool(row, 2)
+    balancer.service(packets.SERVICE[version], *others, port=81, affinity_seconds=LONG, pool=2)
     (first,) = all_chosen(balancer, version)
     ends = Ends(client(version), packets.SECOND_SERVICE[version])
     assert balancer.balance(tcp(ends)).ends.destination == first

@@ -559,3 +559,18 @@ def test_a_connection_that_a_dead_backend_did_not_answer_goes_to_another(
 
 def _two(version: int) -> tuple[str, str]:
     return ("10.0.3.21", "10.0.3.22") if version == 4 else ("2001:db8:3::21", "2001:db8:3::22")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_a_row_that_was_given_to_another_pool_gets_no_connection(
+    balancer: Balancer, version: int, protocol: str
+) -> None:
+    """As a program meets it that still holds the old table."""
+    row = balancer.backend(packets.BACKEND[version])
+    balancer.service(packets.SERVICE[version], row, protocol=protocol)
+    balancer.set_pool(row, 2)
+    shape = tcp if protocol == "TCP" else udp
+    assert balancer.balance(shape(to_service(version))).reason == "internal"
+    balancer.set_pool(row, 1)
+    assert balancer.balance(shape(to_service(version))).reason == ""

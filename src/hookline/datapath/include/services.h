@@ -69,7 +69,7 @@ struct backend {
 	__u16 flags;
 	__u8 state; /* changes in place: it is the same backend */
 	__u8 reserved;
-	__u64 pool; /* for the control plane alone: the services that share the row */
+	__u64 pool; /* the services that share the row */
 };
 
 /* Slots are kept in pages, so that one map holds the tables of all services, each of its own size. */

@@ -41,13 +41,15 @@ __noinline int affine_backend(const struct service *service, const struct addres
 	__u64 step = limit / 8 < AFFINITY_STEP_NS ? limit / 8 : AFFINITY_STEP_NS;
 
 	if (known) {
+		/* Copied before it is judged: an LRU map gives entries away at any time. */
+		struct affinity had = *known;
 		/* Signed: another CPU may have used it since this one read the clock. */
-		__s64 silent = now - known->last_used_ns;
+		__s64 silent = now - had.last_used_ns;
 
-		if (silent <= (__s64)limit && takes_new(known)) {
+		if (silent <= (__s64)limit && takes_new(&had)) {
 			if (silent > (__s64)step)
 				known->last_used_ns = now;
-			return known->backend;
+			return had.backend;
 		}
 	}
 

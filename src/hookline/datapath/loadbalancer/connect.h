@@ -139,7 +139,8 @@ open_connection(const struct packet *packet, const struct service *service, stru
 	__u32 row = choose_backend(service, &packet->flow.source, hash);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &row);
 
-	if (!backend || !(backend->flags & BACKEND_ACTIVE))
+	/* Another pool's: the row was given away while this program held the table. */
+	if (!backend || !(backend->flags & BACKEND_ACTIVE) || backend->pool != service->pool)
 		return REASON_INTERNAL;
 
 	connection->destination = backend->address;

@@ -214,8 +214,12 @@ static __always_inline struct decision balance_packet(struct xdp_md *ctx, struct
 			count_backend(known, packet->l3_length, false, true);
 			return forward(ctx, packet, known);
 		}
-		if (service)
-			return serve(ctx, packet, service, known);
+		if (service) {
+			/* Copied once: the row's memory may become another row's at any time. */
+			struct service asked = *service;
+
+			return serve(ctx, packet, &asked, known);
+		}
 	}
 	return not_served(packet, parsed);
 }
