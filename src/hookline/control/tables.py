@@ -393,8 +393,8 @@ class Tables:
         room = self._balancer.maps["services"].max_entries
         if services > room:
             raise DoesNotFit(
-                f"{services} service addresses and ports do not fit",
-                why=f"the map services has room for {room}",
+                f"{services} rows of services do not fit",
+                why=f"each address takes one and each of its ports another, and the map services has room for {room}",
                 remedy="raise spec.maps.services in the NodeConfig",
             )
         self._find_pages([pool.pages for pool in change.pools if pool.pages])
