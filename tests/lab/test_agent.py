@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from hookline import api, bpf, lab, net
+from hookline.control.state import locked
 from hookline.lab import Lab, LabError
 from tests.lab.agents import PATIENCE_S, AgentProcess, service, until
 from tests.lab.conftest import document, pod
@@ -29,6 +32,7 @@ FIRST, FIRST_6, SECOND = "192.0.2.10", "2001:db8::10", "192.0.2.20"
 ORDERS = service("orders", f'{FIRST}, "{FIRST_6}"')
 EMPTY = Path(api.__file__).parent / "bench" / "empty.bpf.o"
 KILLS = 12
+CURL = ("curl", "--silent", "--output", "/dev/null", "--max-time", "30")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,12 @@ def stopped(agent_lab: Lab, tmp_path: Path) -> Iterator[AgentProcess]:
 def agent(stopped: AgentProcess) -> AgentProcess:
     """One that runs."""
     return stopped.start()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 # -- files
@@ -677,16 +687,17 @@ def test_a_change_by_a_process_that_knows_no_agent_is_taken_up(agent: AgentProce
 
 
 def test_metrics_by_tcp_show_metrics_only(stopped: AgentProcess) -> None:
-    import httpx
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     stopped.options = ["--metrics", f"127.0.0.1:{port}"]
     agent = stopped.start()
     for _ in range(5):
         agent.answer(FIRST)
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
-    assert "hookline_service_connections_total{" in text
+
+    def counters() -> str:
+        found = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S).text
+        return found if "hookline_service_connections_total{" in found else ""
+
+    text = until("a look at the kernel", counters)
     assert httpx.get(f"http://127.0.0.1:{port}/v1/resources", timeout=PATIENCE_S).status_code == 404
     counted = [
         float(line.rpartition(" ")[2])
@@ -802,15 +813,83 @@ def _other(agent: AgentProcess) -> Path:
     return path
 
 
-def test_promtool_finds_no_fault_with_the_metrics(agent: AgentProcess) -> None:
-    """Names, types, help texts: Debian's package prometheus has the tool."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed: apt-get install prometheus")
+PROMETHEUS = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: hookline
+    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+"""
+
+
+def test_prometheus_scrapes_it_each_second_whatever_is_done(stopped: AgentProcess, tmp_path: Path) -> None:
+    """A real Prometheus; meanwhile files change and links are mended, and another process holds up every change.
+
+    Debian's package prometheus; promtool, of the same package, finds no fault with names, types and help texts.
+    """
+    if shutil.which("prometheus") is None:
+        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    port, own_port = free_port(), free_port()
+    stopped.options = ["--metrics", f"127.0.0.1:{port}"]
+    agent = stopped.start()
     agent.answer(FIRST)
     text = agent.get("/metrics").text
     assert text.count("\n") > 100
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (tmp_path / "prometheus.yml").write_text(PROMETHEUS.format(port=port))
+    command = [
+        "prometheus",
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{own_port}",
+        "--log.level=error",
+    ]
+
+    def ask(query: str) -> list[Any]:
+        with contextlib.suppress(httpx.TransportError):
+            found = httpx.get(f"http://127.0.0.1:{own_port}/api/v1/query", params={"query": query})
+            if found.status_code == 200:
+                return [float(one["value"][1]) for one in found.json()["data"]["result"]]
+        return []
+
+    with (tmp_path / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        until("the first scrape", lambda: ask("up") == [1])
+        until("what the kernel counts", lambda: sum(ask("hookline_service_connections_total")) >= 1)
+        for number in range(3):
+            agent.write(service("second", f"192.0.2.{50 + number}"), "second.yaml")
+            next((agent.name.pins / "links").glob("balance:*")).unlink()
+            until("the change", partial(agent.answers, f"192.0.2.{50 + number}"))
+        # Somebody else has the node: no change, no repair and no look is possible before this ends.
+        with locked(agent.name.state_dir):
+            agent.write(service("second", "192.0.2.60"), "second.yaml")
+            until("the look is old", lambda: ask("hookline_agent_look_age_seconds > 4"))
+            assert not agent.answers("192.0.2.60")
+        until("the change", lambda: agent.answers("192.0.2.60"))
+        until("a fresh look", lambda: ask("hookline_agent_look_age_seconds < 2"))
+        assert ask("min_over_time(up[10m])") == [1], "a scrape failed"
+        assert ask("count_over_time(up[10m])")[0] >= 4
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+    # What waits when the agent ends is answered, and is no fault in its log.
+    with locked(agent.name.state_dir):
+        agent.write(service("second", "192.0.2.61"), "second.yaml")
+        time.sleep(0.5)
+        waiting = [subprocess.Popen([*CURL, f"http://127.0.0.1:{port}/metrics"]) for _ in range(3)]
+        asking = [
+            subprocess.Popen(
+                [*CURL, "--unix-socket", str(agent.name.agent_socket), "http://agent/v1/services"]
+            )
+            for _ in range(3)
+        ]
+        time.sleep(0.5)
+        assert agent.process is not None
+        agent.process.send_signal(signal.SIGTERM)
+        for one in (*waiting, *asking):
+            one.wait(PATIENCE_S)
+    assert agent.process.wait(PATIENCE_S) == 0
+    assert "Traceback" not in agent.log.read_text()

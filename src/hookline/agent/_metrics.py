@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from hookline.agent.health import Counters
 from hookline.agent.health.supervisor import BUCKETS_SECONDS
-from hookline.control import BackendStatus, Node, PoolStatus, Usage
+from hookline.control import BackendStatus, PoolStatus, Usage
 from hookline.datapath.loadbalancer.balancer import Totals
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -29,11 +30,6 @@ class Look:
     usage: dict[str, Usage] = field(default_factory=dict)
     health: Counters | None = None
     health_states: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def at(cls, node: Node) -> Look:
-        """Reads everything; called in the node's thread."""
-        return cls(node.totals(), node.services(), node.map_usage())
 
 
 class Metrics:
@@ -87,13 +83,27 @@ class Metrics:
             ["part"],
             registry=self._own,
         )
+        self.look_age = Gauge(
+            "hookline_agent_look_age_seconds",
+            "How old the kernel's counters here are: they are read beside changes, which go first; +Inf: not read yet.",
+            registry=self._own,
+        )
         self.extra: list[CollectorRegistry] = [self._own]
 
-    def text(self, look: Look) -> bytes:
-        """The exposition: what the kernel counts, then the agent's own."""
+    def kernel_text(self, look: Look) -> bytes:
+        """The exposition of what the kernel counts."""
         kernel = CollectorRegistry(auto_describe=False)
         kernel.register(_Kernel(look))
-        return b"".join(generate_latest(registry) for registry in (kernel, *self.extra))
+        return generate_latest(kernel)
+
+    def own_text(self, look_at: float) -> bytes:
+        """The exposition of the agent's own counters.
+
+        Args:
+            look_at: When the last look at the kernel began, by the monotonic clock.
+        """
+        self.look_age.set(time.monotonic() - look_at)
+        return b"".join(generate_latest(registry) for registry in self.extra)
 
 
 class _Kernel:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from hookline import net
 from hookline.agent import _logs, _server
@@ -33,9 +34,9 @@ from hookline.agent._logs import LogFormat, error_fields, fields, log
 from hookline.agent._metrics import Look, Metrics
 from hookline.agent._notify import notify, watchdog_seconds
 from hookline.agent._wire import Change
-from hookline.agent._worker import Worker
+from hookline.agent._worker import LOOK_PATIENCE_S, Worker
 from hookline.agent.health import HealthSupervisor
-from hookline.control import Applied, Conflict, Generation, Node, NotThere, Plan, Repaired
+from hookline.control import Applied, Conflict, Counted, Generation, Node, NotThere, Plan, Repaired
 from hookline.control.health import Health, HealthKey
 from hookline.control.pools import Pool
 from hookline.datapath.loadbalancer import maglev
@@ -50,6 +51,14 @@ FULL_CHECK_EVERY_S = 1.0
 CHECK_EVERY_S = 5.0
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 30.0
 """What a part of the agent waits after a fault of its own, twice as long after each that follows."""
+SCRAPE_WAITS_S = 0.25
+"""For a fresh look at the counters; then the last one is served. Prometheus gives a scrape its interval's time."""
+SERVICES_A_STEP = 500
+"""Of a look, which lets changes go first between its steps: about 50 ms."""
+LOOK_REST = 4
+"""Looks have a fifth of the time at most, however often somebody scrapes."""
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,10 @@ class Agent:
         self._checked: Mapping[str, Sequence[Pool]] | None = None
         self._told: set[asyncio.Task[None]] = set()
         self._later: dict[int, asyncio.TimerHandle] = {}
+        self._connections = Counted()
+        self._looking: asyncio.Task[None] | None = None
+        self._next_look = 0.0
+        self._seen, self._seen_at = b"", -math.inf
 
     # -- what clients ask for
 
@@ -263,15 +276,62 @@ class Agent:
             changed = [one.reference for one in plan.resources if one.action != "keep"]
             self._refuse_owned(node, changed, None)
 
-    async def metrics_text(self) -> bytes:
-        """The exposition for Prometheus."""
-        look = await self.worker.call(Look.at)
+    async def metrics_text(self, wait_s: float = SCRAPE_WAITS_S) -> bytes:
+        """The exposition for Prometheus: the kernel's counters by the last look, which says how old it is.
+
+        Asks for a look, unless looks take too much of the node's thread already, and waits a moment for it: what is being
+        changed or mended must not make a scrape late.
+
+        Args:
+            wait_s: How long the answer may wait for a fresh look.
+        """
+        if self._looking is None or (
+            self._looking.done() and (time.monotonic() >= self._next_look or wait_s > SCRAPE_WAITS_S)
+        ):
+            self._looking = asyncio.create_task(self._look())
+        if not self._looking.done():
+            await asyncio.wait([self._looking], timeout=wait_s)
         self.metrics.problems.labels("file").set(len(self.files.problems()))
         self.metrics.problems.labels("folder").set(len(self.files.lost))
         self.metrics.problems.labels("node").set(len(self._problems))
-        counters, states = await asyncio.to_thread(lambda: (self._health.counters(), self._health.states()))
-        look.health, look.health_states = counters, {str(state): count for state, count in states.items()}
-        return await asyncio.to_thread(self.metrics.text, look)
+        return self._seen + self.metrics.own_text(self._seen_at)
+
+    async def _look(self) -> None:
+        """Reads the node's counters and makes them text. Each step lets changes go first."""
+        worker, start = self.worker, time.monotonic()
+        busy = 0.0
+
+        async def step(read: Callable[[Node], Answer]) -> Answer:
+            nonlocal busy
+
+            def timed(node: Node) -> tuple[Answer, float]:
+                begin = time.monotonic()
+                return read(node), time.monotonic() - begin
+
+            answer, took = await worker.call(timed, patience_s=LOOK_PATIENCE_S)
+            busy += took
+            return answer
+
+        try:
+            look = Look(await step(lambda node: node.totals()))
+            look.usage = await step(lambda node: node.map_usage(self._connections))
+            names = await step(lambda node: node.served())
+            for first in range(0, len(names), SERVICES_A_STEP):
+                some = names[first : first + SERVICES_A_STEP]
+                look.pools += await step(partial(Node.services, names=some))
+            counters, states = await asyncio.to_thread(
+                lambda: (self._health.counters(), self._health.states())
+            )
+            look.health = counters
+            look.health_states = {str(state): count for state, count in states.items()}
+            began = time.monotonic()
+            self._seen = await asyncio.to_thread(self.metrics.kernel_text, look)
+            self._seen_at = start
+            busy += time.monotonic() - began
+        except HooklineError as error:
+            if not self.stopping.is_set():
+                log.warning("no look at the counters", extra=fields(**error_fields(error)))
+        self._next_look = time.monotonic() + busy * LOOK_REST
 
     # -- files
 
@@ -344,7 +404,7 @@ class Agent:
         """
         start = time.monotonic()
         try:
-            repaired = await self.worker.call(lambda node: node.repair(full=full))
+            repaired = await self.worker.call(lambda node: node.repair(full=full), patience_s=LOOK_PATIENCE_S)
         except NotThere:
             raise
         except HooklineError as error:
@@ -626,6 +686,8 @@ class Agent:
         self.stopping.set()
         for server, _ in servers:
             server.should_exit = True
+        if self._looking is not None:
+            self._looking.cancel()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, stopping, *(task for _, task in servers), return_exceptions=True)

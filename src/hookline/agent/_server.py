@@ -33,6 +33,8 @@ _LONGEST_PATH = 107
 _SHORTEST_INTERVAL_S, _LONGEST_INTERVAL_S = 0.1, 86400.0
 _LONGEST_NUMBER = 15
 _LARGEST_BODY = 256 << 20
+ASKED_WAITS_S = 5.0
+"""For a fresh look at the counters, for who asks at the agent's own socket."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -70,7 +72,7 @@ def application(agent: Agent) -> Starlette:
 def metrics_application(agent: Agent) -> Starlette:
     """What a TCP address answers: the metrics, and nothing that changes anything."""
     api = _Api(agent)
-    return Starlette(routes=[Route("/metrics", api.answered(api.metrics))])
+    return Starlette(routes=[Route("/metrics", api.answered(api.scrape))])
 
 
 class _Api:
@@ -89,6 +91,11 @@ class _Api:
                 return JSONResponse(to_wire(error), http_status(error))
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
+            except asyncio.CancelledError:
+                if not self._agent.stopping.is_set():
+                    raise
+                # Who still waits when the agent ends is told so; uvicorn would log it as a fault.
+                return JSONResponse(to_wire(AgentError("the agent is ending")), 503)
             except Exception as error:
                 log.exception("request failed", extra=fields(path=request.url.path, **error_fields(error)))
                 return JSONResponse(to_wire(error), 500)
@@ -179,6 +186,9 @@ class _Api:
             await self._agent.changes.wait(number, interval_s)
 
     async def metrics(self, _: Request) -> Response:
+        return Response(await self._agent.metrics_text(ASKED_WAITS_S), media_type=CONTENT_TYPE)
+
+    async def scrape(self, _: Request) -> Response:
         return Response(await self._agent.metrics_text(), media_type=CONTENT_TYPE)
 
 

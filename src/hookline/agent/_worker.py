@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import queue
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+from hookline.agent._errors import AgentError
 from hookline.control import Node
 
 Answer = TypeVar("Answer")
+Entry = tuple[float, int, Future[Any] | None, Callable[[Node], Any]]
+LOOK_PATIENCE_S = 2.0
+"""How long looks at the kernel let changes that came later go first."""
 
 
 class Worker:
     """Runs functions of the node one after the other, in a thread of its own, as the state file and namespaces want it.
+
+    Whoever is patient lets those who come later go first, for so long at most: a change need not wait for the looks that
+    have gathered.
 
     Args:
         open_node: Makes the node; called in the thread.
@@ -25,16 +36,49 @@ class Worker:
     def __init__(self, open_node: Callable[[], Node]) -> None:
         self.after: Callable[[Node], None] = lambda node: None
         self._open_node = open_node
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="node")
+        self._queue: queue.PriorityQueue[Entry] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._closed = False
         self._node: Node | None = None
+        self._thread = threading.Thread(target=self._work, name="node", daemon=True)
+        self._thread.start()
 
-    async def call(self, function: Callable[[Node], Answer]) -> Answer:
-        """Waits for the thread's turn, and for the function's answer."""
-        return await asyncio.wrap_future(self.submit(function))
+    async def call(self, function: Callable[[Node], Answer], *, patience_s: float = 0.0) -> Answer:
+        """Waits for the thread's turn, and for the function's answer.
 
-    def submit(self, function: Callable[[Node], Answer]) -> Future[Answer]:
+        Raises:
+            AgentError: The agent ends.
+        """
+        return await asyncio.wrap_future(self.submit(function, patience_s=patience_s))
+
+    def submit(self, function: Callable[[Node], Answer], *, patience_s: float = 0.0) -> Future[Answer]:
         """Puts a function into the queue, from any thread."""
-        return self._threads.submit(self._run, function)
+        found: Future[Answer] = Future()
+        with self._lock:
+            if self._closed:
+                found.set_exception(_ending())
+            else:
+                self._queue.put((time.monotonic() + patience_s, next(self._numbers), found, function))
+        return found
+
+    def _work(self) -> None:
+        while True:
+            _, _, found, function = self._queue.get()
+            if found is None:
+                break
+            if not found.set_running_or_notify_cancel():
+                continue
+            try:
+                answer = self._run(function)
+            except BaseException as error:
+                found.set_exception(error)
+            else:
+                found.set_result(answer)
+            del found, function  # the next may be long in coming
+        if self._node is not None:
+            self._node.close()
+            self._node = None
 
     def _run(self, function: Callable[[Node], Answer]) -> Answer:
         if self._node is None:
@@ -45,11 +89,18 @@ class Worker:
             self.after(self._node)
 
     async def close(self) -> None:
-        """Lets the node go once what is under way is done. What it has in the kernel stays there."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._close)
-        self._threads.shutdown()
+        """Lets the node go once what is under way is done. What it has in the kernel stays there; who waits is told."""
+        with self._lock:
+            self._closed = True
+            waiting = []
+            while not self._queue.empty():
+                waiting.append(self._queue.get_nowait()[2])
+            self._queue.put((0.0, next(self._numbers), None, lambda _: None))
+        for one in waiting:
+            if one is not None and one.set_running_or_notify_cancel():
+                one.set_exception(_ending())
+        await asyncio.to_thread(self._thread.join)
 
-    def _close(self) -> None:
-        if self._node is not None:
-            self._node.close()
-            self._node = None
+
+def _ending() -> AgentError:
+    return AgentError("the agent is ending", why="it was told to", remedy="ask again once it runs")

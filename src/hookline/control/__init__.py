@@ -16,7 +16,7 @@ from hookline.control._errors import (
 )
 from hookline.control.drift import Repair, Repaired
 from hookline.control.moves import Moves
-from hookline.control.node import Applied, BackendStatus, Covered, Node, PoolStatus, load
+from hookline.control.node import Applied, BackendStatus, Counted, Covered, Node, PoolStatus, load
 from hookline.control.placement import Placement
 from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
@@ -28,6 +28,7 @@ __all__ = [
     "BackendStatus",
     "Conflict",
     "ControlError",
+    "Counted",
     "Covered",
     "DoesNotFit",
     "Frontend",
