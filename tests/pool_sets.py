@@ -303,8 +303,8 @@ class MemoryMap:
             raise Interrupted
         return made
 
-    def view(self) -> Array:
-        return self._array
+    def view(self, *, first: int = 0, count: int | None = None) -> Array:
+        return self._array[first:][:count]
 
 
 @lru_cache(maxsize=4096)

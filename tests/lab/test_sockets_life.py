@@ -22,6 +22,7 @@ from hookline.control import Node
 from hookline.datapath.loadbalancer.balancer import SOCKET_PROGRAMS, LoadBalancer
 from hookline.lab import Lab
 from hookline.model import Resource, parse
+from tests.lab.agents import until
 from tests.lab.conftest import document, pod
 from tests.lab.test_balancing import PORTS, service
 from tests.lab.test_sockets import FAMILIES, PORT, PROTOCOLS, SERVICE, Protocol, ask, seen
@@ -124,9 +125,10 @@ def test_connections_outlive_tables_programs_and_the_control_plane(place: Lab, v
 
 
 def test_connections_are_made_while_programs_are_replaced(place: Lab, tmp_path: Path) -> None:
-    enough = tmp_path / "enough"
+    begun, enough = tmp_path / "begun", tmp_path / "enough"
 
     def keep_connecting() -> tuple[int, int]:
+        begun.touch()
         done = failed = 0
         deadline = time.monotonic() + 120
         while not enough.exists() and time.monotonic() < deadline:
@@ -142,6 +144,8 @@ def test_connections_are_made_while_programs_are_replaced(place: Lab, tmp_path: 
     thread = threading.Thread(target=lambda: found.append(place.call("default/client", keep_connecting)))
     thread.start()
     try:
+        # A fork in the midst of a change would keep the node's lock, which is this process's.
+        until("the fork", begun.exists)
         with api.Node(f"lab/{place.name}") as node:
             for n in range(4):
                 node.apply(config(nat={"portMin": 20000 + n, "portMax": 30000}))

@@ -22,8 +22,10 @@ from hookline.control.pools import Pool
 from hookline.control.rows import ServiceRow
 from hookline.control.tables import Tables, address_of, frontend_key, key_address
 from hookline.datapath.loadbalancer import maglev
-from hookline.datapath.loadbalancer.balancer import LoadBalancer
+from hookline.datapath.loadbalancer.balancer import LoadBalancer, pages_for
 
+WINDOW_PAGES = 1024
+"""Of the tables that are mapped at once to be looked at: 4 MiB."""
 RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod", "socket"]
 
 
@@ -111,8 +113,12 @@ class TableWatch:
         maps = self._balancer.maps
         keys, values = maps["services"].read()
         backends = maps["backends"].read()[1]
-        parts = (keys, values, backends, self._balancer.pages)
-        return tuple(zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data) for part in parts)
+        slots = 0
+        for first in range(0, self._balancer.page_count, WINDOW_PAGES):
+            count = min(WINDOW_PAGES, self._balancer.page_count - first)
+            slots = zlib.crc32(self._balancer.page_range(first, count).data, slots)
+        parts = (keys, values, backends)
+        return (slots, *(zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data) for part in parts))
 
     def restore(self, drift: TableDrift) -> list[Repair]:
         """Writes back rows, and removes foreign ones."""
@@ -151,15 +157,14 @@ class TableWatch:
             self._sums.pop((row.table_page, row.table_size), None)
 
     def _changed_tables(self, pools: Iterable[Pool]) -> Iterable[int]:
-        tables, pages = self._tables, self._balancer.pages
+        tables, window = self._tables, _Window(self._balancer)
         seen = {}
         for pool in pools:
             row = tables.services.get(frontend_key(pool.frontends[0]))
             if row is None or not row.table_size:
                 continue
             place = (row.table_page, row.table_size)
-            count = -(-row.table_size // pages.shape[1])
-            slots = pages[row.table_page : row.table_page + count].reshape(-1)[: row.table_size]
+            slots = window.slots(*place)
             total = zlib.crc32(slots.data)
             known = self._sums.get(place)
             if known is None and not _shares_are_right(slots, pool, tables.pool_rows(pool)):
@@ -178,6 +183,25 @@ class TableWatch:
         address, port = address_of(entry["address"]), int(entry["port"].byteswap())
         host = f"[{address}]" if address.version == 6 else str(address)
         return f"{host}:{port}: its row was changed"
+
+
+class _Window:
+    """A part of the tables' pages at a time, so that looking at all of them does not take the memory of all."""
+
+    def __init__(self, balancer: LoadBalancer) -> None:
+        self._balancer = balancer
+        self._first = 0
+        self._pages: NDArray[np.uint32] | None = None
+
+    def slots(self, first: int, size: int) -> NDArray[np.uint32]:
+        """The slots of a table, live."""
+        count = pages_for(size)
+        pages, offset = self._pages, first - self._first
+        if pages is None or not 0 <= offset <= len(pages) - count:
+            room = self._balancer.page_count - first
+            pages = self._pages = self._balancer.page_range(first, min(room, max(WINDOW_PAGES, count)))
+            self._first, offset = first, 0
+        return pages[offset : offset + count].reshape(-1)[:size]
 
 
 def _shares_are_right(slots: NDArray[np.uint32], pool: Pool, rows: Mapping[tuple[bytes, int], int]) -> bool:

@@ -52,8 +52,8 @@ from hookline.datapath.loadbalancer.balancer import (
     refuse_occupied,
     totals,
 )
+from hookline.datapath.loadbalancer.sockets import Records, count_sockets, destroy_sockets, live_sockets
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
-from hookline.datapath.loadbalancer.sockets import count_sockets, destroy_sockets, live_sockets
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import Endpoint, NodeName
 from hookline.sources import files
@@ -154,9 +154,28 @@ class _Kernel:
     # looked for: at once in tables that this process has not seen before.
     doomed: dict[BackendRow, tuple[Address, int]] = field(default_factory=dict)
     stray_look: float | None = 0.0
+    _records: Records | None = None
 
     def __post_init__(self) -> None:
         self.watch = TableWatch(self.balancer, self.tables)
+
+    @property
+    def records(self) -> Records:
+        """The walk over this node's sockets, loaded at its first use.
+
+        Raises:
+            bpf.BpfError: The kernel refuses it.
+        """
+        if self._records is None:
+            self._records = Records(self.balancer.maps["sockets"])
+        return self._records
+
+    def close(self) -> None:
+        """Lets go of the descriptors."""
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+        self.balancer.close()
 
     def settle(
         self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...], cgroup: Path | None
@@ -229,7 +248,7 @@ class Node:
     def close(self) -> None:
         """Lets go of files and descriptors; the kernel goes on."""
         if self._kernel is not None:
-            self._kernel.balancer.close()
+            self._kernel.close()
             self._kernel = None
         self._close_state()
 
@@ -1239,7 +1258,7 @@ class Node:
             kernel.stray_look = None
             sockets = kernel.balancer.maps["sockets"]
             try:
-                found = live_sockets(sockets)
+                found = kernel.records.read()
                 rows = doomed | self._strays(found, kernel, self._pools, self._lives)
                 there = set(zip(found["backend"].tolist(), found["generation"].tolist(), strict=True))
             except bpf.BpfError as error:
@@ -1491,7 +1510,7 @@ class Node:
 
     def _forget_kernel(self) -> None:
         if self._kernel is not None:
-            self._kernel.balancer.close()
+            self._kernel.close()
             self._kernel = None
 
     @contextmanager

@@ -192,7 +192,7 @@ class Tables:
     @property
     def table_pages(self) -> int:
         """Pages that the map has."""
-        return len(self._balancer.pages)
+        return self._balancer.page_count
 
     def used_pages(self, pools: Set[int] | None = None) -> dict[int, int]:
         """Pages in use, by all pools or these: first page of each table and how many it has."""
@@ -227,8 +227,7 @@ class Tables:
         """A copy of the table that a service's row points to, shape (size,); empty where it has none."""
         if not row.table_size:
             return np.empty(0, np.uint32)
-        count = pages_for(row.table_size)
-        slots = self._balancer.pages[row.table_page : row.table_page + count]
+        slots = self._balancer.page_range(row.table_page, pages_for(row.table_size))
         return slots.reshape(-1)[: row.table_size].copy()
 
     def retired(
@@ -521,7 +520,7 @@ class Tables:
     def _check_table(
         self, pool: Pool, first: int, size: int, rows: Sequence[int], weights: Sequence[int]
     ) -> None:
-        slots = self._balancer.pages[first : first + pages_for(size)].reshape(-1)[:size]
+        slots = self._balancer.page_range(first, pages_for(size)).reshape(-1)[:size]
         wrong = maglev.violation(slots, rows, weights)
         if wrong:
             raise TableRefused(

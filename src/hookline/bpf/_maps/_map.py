@@ -139,7 +139,7 @@ class Map(MapKinds):
 
     # As memory
 
-    def view(self, dtype: npt.DTypeLike | None = None) -> Array:
+    def view(self, dtype: npt.DTypeLike | None = None, *, first: int = 0, count: int | None = None) -> Array:
         """The memory of an array map or arena itself: live, writable, of shape ``(max_entries,)`` for an array map.
 
         The array keeps the memory alive. It is read-only where the map is frozen. An arena is bytes, or as many
@@ -148,9 +148,12 @@ class Map(MapKinds):
 
         Args:
             dtype: Arenas only: what lies in it.
+            first: Array maps only: the first entry that is wanted.
+            count: Array maps only: how many; None: all from there. What is mapped counts as this process's memory.
 
         Raises:
-            BpfError: The map was not made with ``BPF_F_MMAPABLE``, or an arena's place is taken in this process.
+            BpfError: There are no such entries, the map was not made with ``BPF_F_MMAPABLE``, or an arena's place is taken in
+                this process.
         """
         if self.type == "arena":
             return self._arena(layout("u1" if dtype is None else dtype, f"the memory of arena {self.name!r}"))
@@ -163,14 +166,23 @@ class Map(MapKinds):
             )
         stride = rounded(self._definition.value_size)
         access = mmap.PROT_READ if self.frozen else mmap.PROT_READ | mmap.PROT_WRITE
-        length = -(-stride * self.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE
+        number = self.max_entries - first if count is None else count
+        if first < 0 or number < 0 or first + number > self.max_entries:
+            raise BpfError(
+                f"map {self.name!r} has no entries {first} to {first + number - 1}",
+                why=f"it has {self.max_entries}",
+            )
+        if not number:
+            return np.empty(0, self.value_dtype)
+        begin = first * stride // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = -(-((first + number) * stride - begin) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
-            memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, access)
+            memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, access, offset=begin)
         except OSError as error:
             raise failure(error.errno or 0, f"cannot map the memory of map {self.name!r}") from None
         base, inner = self.value_dtype.subdtype or (self.value_dtype, ())
         steps = (stride, *np.ndarray(inner, base).strides)
-        return np.ndarray((self.max_entries, *inner), base, buffer=memory, strides=steps)
+        return np.ndarray((number, *inner), base, buffer=memory, offset=first * stride - begin, strides=steps)
 
     def _arena(self, dtype: np.dtype[Any]) -> Array:
         from hookline.bpf._maps._arena import ArenaMemory

@@ -188,8 +188,6 @@ class LoadBalancer:
         self.replaced = replaced
         self._programs = programs
         self._object = origin
-        self._pages: NDArray[np.uint32] = maps["maglev"].view()["backends"]
-        self._candidates = maps["maglev_candidates"].view()
 
     # -- opening and closing
 
@@ -452,8 +450,21 @@ class LoadBalancer:
 
     @property
     def pages(self) -> NDArray[np.uint32]:
-        """All tables' slots, live and writable, shape (pages, 1024): rows of `backends`, 0 where nothing is."""
-        return self._pages
+        """All tables' slots, live and writable, shape (pages, 1024): rows of `backends`, 0 where nothing is.
+
+        As much of this process's memory as the map has, as long as it is kept; see `page_range`.
+        """
+        return self.page_range(0, self.page_count)
+
+    @property
+    def page_count(self) -> int:
+        """Pages that the map has."""
+        return self.maps["maglev"].max_entries
+
+    def page_range(self, first: int, count: int) -> NDArray[np.uint32]:
+        """Some of the `pages`, live and writable, shape (count, 1024)."""
+        found: NDArray[np.uint32] = self.maps["maglev"].view(first=first, count=count)["backends"]
+        return found
 
     def build_table(self, first_page: int, size: int, rows: NDArray[np.uint32], plan: Turns) -> None:
         """Builds a Maglev table into pages that no service points to.
@@ -468,14 +479,15 @@ class LoadBalancer:
             HooklineError: The kernel program left slots empty.
         """
         count = len(rows)
-        if count > len(self._candidates):
+        most = self.maps["maglev_candidates"].max_entries
+        if count > most:
             raise HooklineError(
                 f"{count} backends in one table",
-                why=f"the table builder takes {len(self._candidates)}",
+                why=f"the table builder takes {most}",
                 remedy="split the service",
             )
-        self._pages[first_page : first_page + pages_for(size)] = 0
-        candidates = self._candidates[:count]
+        self.page_range(first_page, pages_for(size))[:] = 0
+        candidates = self.maps["maglev_candidates"].view(count=count)
         candidates["backend"] = rows[plan.order]
         candidates["slot"] = plan.offset
         candidates["skip"] = plan.skip
@@ -493,7 +505,7 @@ class LoadBalancer:
     def write_table(self, first_page: int, slots: NDArray[np.uint32]) -> None:
         """Writes a table that was made elsewhere, one row number per slot."""
         count = pages_for(len(slots))
-        self._pages[first_page : first_page + count].reshape(-1)[: len(slots)] = slots
+        self.page_range(first_page, count).reshape(-1)[: len(slots)] = slots
 
     # -- counters
 
