@@ -331,6 +331,8 @@ class Agent:
         except HooklineError as error:
             if not self.stopping.is_set():
                 log.warning("no look at the counters", extra=fields(**error_fields(error)))
+        except Exception as error:
+            self._note_fault("metrics", error)
         self._next_look = time.monotonic() + busy * LOOK_REST
 
     # -- files

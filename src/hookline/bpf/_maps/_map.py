@@ -165,7 +165,6 @@ class Map(MapKinds):
                 remedy="give an array map __uint(map_flags, BPF_F_MMAPABLE)",
             )
         stride = rounded(self._definition.value_size)
-        access = mmap.PROT_READ if self.frozen else mmap.PROT_READ | mmap.PROT_WRITE
         number = self.max_entries - first if count is None else count
         if first < 0 or number < 0 or first + number > self.max_entries:
             raise BpfError(
@@ -177,7 +176,10 @@ class Map(MapKinds):
         begin = first * stride // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         length = -(-((first + number) * stride - begin) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
-            memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, access, offset=begin)
+            try:
+                memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, offset=begin)
+            except PermissionError:  # it is frozen; asking first takes longer than trying
+                memory = mmap.mmap(self.fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=begin)
         except OSError as error:
             raise failure(error.errno or 0, f"cannot map the memory of map {self.name!r}") from None
         base, inner = self.value_dtype.subdtype or (self.value_dtype, ())
