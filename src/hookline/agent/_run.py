@@ -486,8 +486,8 @@ class Agent:
 
     def _follow_documents(self, node: Node) -> None:
         """Has the checks follow what is wanted; called in the node's thread after everything that it does."""
-        if self._checked is None:
-            return  # they have not begun
+        if self._checked is None or self.stopping.is_set():
+            return  # they have not begun, or have ended
         try:
             documents = node.documents
             if documents is not self._checked:
