@@ -18,7 +18,7 @@ import pytest
 from hookline import api, bpf, lab, net
 from hookline.control import Node
 from hookline.control.node import STRAYS_AFTER_S
-from hookline.datapath.loadbalancer.sockets import destroy_sockets, live_sockets
+from hookline.datapath.loadbalancer.sockets import Records, destroy_sockets, live_sockets
 from hookline.lab import Lab
 from hookline.model import Resource, parse
 from tests.lab.conftest import document, pod
@@ -413,7 +413,8 @@ def test_a_connection_that_is_made_by_the_old_tables_is_found_later(
     node.apply(orders(place, 1))
     with connected(place, SERVICE[version], 80, "tcp") as (one,), monkeypatch.context() as early:
         # The walk of the change itself does not meet it, as if it were not connected yet.
-        early.setattr("hookline.control.node.live_sockets", lambda sockets: live_sockets(sockets)[:0])
+        read = Records.read
+        early.setattr(Records, "read", lambda records: read(records)[:0])
         assert node.apply(orders(place, 2)).plan.sockets_ended == 0
         early.undo()
         assert fate(one) == 0

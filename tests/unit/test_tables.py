@@ -326,7 +326,7 @@ def test_too_many_services() -> None:
     balancer, _ = memory_balancer(services=4)
     three = [make_pool(f"s{number}", number=number) for number in (1, 2, 3)]
     bring(balancer, three)
-    with pytest.raises(DoesNotFit, match="5 service addresses"):
+    with pytest.raises(DoesNotFit, match="5 rows of services"):
         bring(balancer, [*three, make_pool("s4", number=4)])
     check(balancer, three)
 
