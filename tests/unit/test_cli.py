@@ -48,7 +48,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["hookline.cli", "hookline.cli._app", *{f"hookline.cli.{c.module}" for c in COMMANDS.values()}]
+    "module",
+    ["hookline.cli", "hookline.cli._app", *sorted({f"hookline.cli.{c.module}" for c in COMMANDS.values()})],
 )
 def test_importing_the_command_line_brings_nothing_heavy(module: str) -> None:
     found = imported(f"import {module}")
