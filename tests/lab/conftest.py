@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hookline import lab, net
+from hookline import api, lab, net
 from hookline.lab import Lab, LabError
 from hookline.model import Resource, parse
 from hookline.model.names import lab_cgroup, lab_pins, lab_run_dir, lab_state_dir
@@ -37,6 +37,23 @@ def pods(number: int) -> list[Resource]:
     """Two nodes, and so many pods on them in turn: p0 on node-1, p1 on node-2."""
     nodes = [document("Node", f"node-{which}") for which in (1, 2)]
     return [*nodes, *(pod(f"p{which}", f"node-{which % 2 + 1}") for which in range(number))]
+
+
+@contextlib.contextmanager
+def lab_with(name: str, *members: Resource, nodes: int = 1) -> Iterator[Lab]:
+    """A lab that is up in the block: so many nodes, these members, and a client outside."""
+    try:
+        yield api.lab_up(
+            [
+                *(document("Node", f"node-{which + 1}") for which in range(nodes)),
+                *members,
+                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
+            ],
+            name,
+        )
+    finally:
+        with contextlib.suppress(LabError):
+            lab.down(name)
 
 
 def traces(name: str) -> list[str]:

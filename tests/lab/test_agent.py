@@ -25,7 +25,7 @@ from hookline import api, bpf, lab, net
 from hookline.control.state import locked
 from hookline.lab import Lab, LabError
 from tests.lab.agents import PATIENCE_S, AgentProcess, service, until
-from tests.lab.conftest import document, pod
+from tests.lab.conftest import document, lab_with, pod
 from tests.lab.test_apply import check_tables
 
 FIRST, FIRST_6, SECOND = "192.0.2.10", "2001:db8::10", "192.0.2.20"
@@ -38,21 +38,13 @@ CURL = ("curl", "--silent", "--output", "/dev/null", "--max-time", "30")
 @pytest.fixture(scope="module")
 def agent_lab(unique_name: Callable[[], str]) -> Iterator[Lab]:
     """Two nodes, four pods labelled app=orders, a client."""
-    name = unique_name()
     labelled = {"labels": {"app": "orders"}}
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                document("Node", "node-2"),
-                *(pod(f"p{number}", f"node-{number % 2 + 1}", metadata=labelled) for number in range(4)),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        *(pod(f"p{number}", f"node-{number % 2 + 1}", metadata=labelled) for number in range(4)),
+        nodes=2,
+    ) as up:
+        yield up
 
 
 @pytest.fixture

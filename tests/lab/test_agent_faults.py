@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hookline import api, lab, net
-from hookline.lab import Lab, LabError
+from hookline import net
+from hookline.lab import Lab
 from tests.lab.agents import PATIENCE_S, AgentProcess, service, until
-from tests.lab.conftest import document, pod
+from tests.lab.conftest import lab_with, pod
 
 FIRST, SECOND = "192.0.2.10", "192.0.2.20"
 FAULTY = """
@@ -40,19 +40,11 @@ sys.exit(cli.run(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def fault_lab(unique_name: Callable[[], str]) -> Iterator[Lab]:
-    name = unique_name()
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                pod("p0", metadata={"labels": {"app": "orders"}}),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        pod("p0", metadata={"labels": {"app": "orders"}}),
+    ) as up:
+        yield up
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from hookline.control.state import locked
 from hookline.control.tables import Tables, frontend_key
 from hookline.datapath.loadbalancer import balancer, maglev
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
-from hookline.lab import Lab, LabError
+from hookline.lab import Lab
 from hookline.model.names import lab_run_dir
-from tests.lab.conftest import document, pod, traces
+from tests.lab.conftest import lab_with, pod, traces
 
 OBJECT = Path(balancer.__file__).with_name("loadbalancer.bpf.o")
 EMPTY = Path(api.__file__).parent / "bench" / "empty.bpf.o"
@@ -141,21 +141,13 @@ class Place:
 @pytest.fixture(scope="module")
 def one_lab(unique_name: Callable[[], str]) -> Iterator[Lab]:
     """Two nodes, four pods labelled app=orders, a client."""
-    name = unique_name()
     labelled = {"labels": {"app": "orders"}}
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                document("Node", "node-2"),
-                *(pod(f"p{number}", f"node-{number % 2 + 1}", metadata=labelled) for number in range(4)),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        *(pod(f"p{number}", f"node-{number % 2 + 1}", metadata=labelled) for number in range(4)),
+        nodes=2,
+    ) as up:
+        yield up
 
 
 @pytest.fixture(scope="module")

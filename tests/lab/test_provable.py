@@ -6,7 +6,6 @@ check, or a slot is written over after it. Connections and answers are those of 
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hookline import api, cli, lab
+from hookline import api, cli
 from hookline.control import Plan, PoolSummary, TableRefused
 from hookline.control.tables import Tables, frontend_key
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
-from hookline.lab import Lab, LabError
-from tests.lab.conftest import document, pod
+from hookline.lab import Lab
+from tests.lab.conftest import lab_with, pod
 
 SERVICE = """
 apiVersion: hookline.dev/v1alpha1
@@ -45,19 +44,11 @@ def service(*apps: str, number: int = 10, algorithm: str = "maglev", name: str =
 @pytest.fixture(scope="module")
 def made(unique_name: Callable[[], str]) -> Iterator[Lab]:
     """A node with pods a, b, c and d, and a client."""
-    name = unique_name()
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                *(pod(one, metadata={"labels": {"app": one}}) for one in "abcd"),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        *(pod(one, metadata={"labels": {"app": one}}) for one in "abcd"),
+    ) as up:
+        yield up
 
 
 @pytest.fixture

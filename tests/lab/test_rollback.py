@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ from hookline import api, cli, lab
 from hookline.control import ControlError, NotThere
 from hookline.control.state import KEPT_GENERATIONS, State, Stored
 from hookline.lab import Lab, LabError
-from tests.lab.conftest import document, pod
+from tests.lab.conftest import document, lab_with, pod
 
 SERVICE = """
 apiVersion: hookline.dev/v1alpha1
@@ -59,19 +58,11 @@ def service(name: str, app: str, number: int = 10) -> str:
 @pytest.fixture(scope="module")
 def made(unique_name: Callable[[], str]) -> Iterator[Lab]:
     """A node with pods a and b, labelled so, and a client."""
-    name = unique_name()
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                *(pod(one, metadata={"labels": {"app": one}}) for one in ("a", "b")),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        *(pod(one, metadata={"labels": {"app": one}}) for one in ("a", "b")),
+    ) as up:
+        yield up
 
 
 @pytest.fixture

@@ -104,8 +104,8 @@ def test_connected_sockets_reach_every_backend_and_see_the_service(
     after = connections(place, "orders", protocol, version)
     assert after.connections - before.connections == 60
     assert after.packets == before.packets, "packets of a socket's own connection went through XDP"
-    for now, earlier in zip(after.backends, before.backends, strict=True):
-        assert now.connections - earlier.connections == answered[now.target.name]
+    for later, earlier in zip(after.backends, before.backends, strict=True):
+        assert later.connections - earlier.connections == answered[later.target.name]
 
 
 @PROTOCOLS

@@ -6,7 +6,6 @@ connections go on is asked with the lab's client, in both families and over TCP 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -23,10 +22,10 @@ import pytest
 from hookline import api, bpf, cli, lab
 from hookline.control import StateDamaged, StateError
 from hookline.control.state import DAMAGED_FILE, STATE_FILE, State
-from hookline.lab import Lab, LabError
+from hookline.lab import Lab
 from hookline.lab._lab import _read_resources
 from tests.lab.agents import AgentProcess
-from tests.lab.conftest import document, pod
+from tests.lab.conftest import document, lab_with, pod
 from tests.lab.test_rollback import DYING, answers, service
 
 Write = Callable[..., Path]
@@ -35,19 +34,11 @@ Write = Callable[..., Path]
 @pytest.fixture(scope="module")
 def made(unique_name: Callable[[], str]) -> Iterator[Lab]:
     """A node with pods a and b, and a client."""
-    name = unique_name()
-    try:
-        yield api.lab_up(
-            [
-                document("Node", "node-1"),
-                *(pod(one, metadata={"labels": {"app": one}}) for one in ("a", "b")),
-                document("ExternalHost", "client", spec={"addresses": ["203.0.113.10", "2001:db8:203::10"]}),
-            ],
-            name,
-        )
-    finally:
-        with contextlib.suppress(LabError):
-            lab.down(name)
+    with lab_with(
+        unique_name(),
+        *(pod(one, metadata={"labels": {"app": one}}) for one in ("a", "b")),
+    ) as up:
+        yield up
 
 
 @pytest.fixture

@@ -44,3 +44,11 @@ struct peer_key {
 	__u8 reply; /* 0: address is what was asked for; 1: where replies come from */
 	__u8 pad[5];
 };
+
+/* The load balancer's; what else is loaded takes its place with the same one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct peer);
+} sockets SEC(".maps");

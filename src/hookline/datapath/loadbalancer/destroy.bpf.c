@@ -19,14 +19,6 @@
 #define TCP_CLOSE  7
 #define TCP_LISTEN 10
 
-/* The load balancer's own map takes this one's place before it is loaded. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, struct peer);
-} sockets SEC(".maps");
-
 struct doomed_key {
 	__u32 backend;
 	__u16 generation;
