@@ -240,7 +240,7 @@ def test_tags_of_the_core_schema() -> None:
             "name: orders",
             (
                 "a.yaml:4:5: not valid YAML: did not find expected ',' or '}' while parsing a flow mapping "
-                "that begins on line 3, at 'spec:'"
+                "that begins on line 3, at 'spec:' (mend the file there; until then nothing of it is applied)"
             ),
         ),
         (
