@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from hookline.lab import Lab, LabError
 from tests.lab.agents import PATIENCE_S, AgentProcess, service, until
 from tests.lab.conftest import document, lab_with, pod
 from tests.lab.test_apply import check_tables
+from tests.requirements import missing_program, need
 
 FIRST, FIRST_6, SECOND = "192.0.2.10", "2001:db8::10", "192.0.2.20"
 ORDERS = service("orders", f'{FIRST}, "{FIRST_6}"')
@@ -818,8 +818,7 @@ def test_prometheus_scrapes_it_each_second_whatever_is_done(stopped: AgentProces
 
     Debian's package prometheus; promtool, of the same package, finds no fault with names, types and help texts.
     """
-    if shutil.which("prometheus") is None:
-        pytest.skip("Prometheus is not installed: apt-get install prometheus")
+    need("lab", missing_program("prometheus"))
     port, own_port = free_port(), free_port()
     stopped.options = ["--metrics", f"127.0.0.1:{port}"]
     agent = stopped.start()

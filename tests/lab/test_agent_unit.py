@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,9 +18,14 @@ from tests.lab.agents import AgentProcess, service, until
 from tests.lab.conftest import document, pod
 from tests.lab.test_sockets import PORT, PROTOCOLS, SERVICE, Protocol, ask
 from tests.lab.test_sockets_end import ENDED, fate
+from tests.requirements import missing_program, need
 
-pytestmark = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
 PTRACE = "CAP_SYS_PTRACE"
+
+
+@pytest.fixture(autouse=True)
+def _programs() -> None:
+    need("lab", missing_program("setpriv"))
 
 
 def unit_capabilities() -> list[str]:
@@ -168,3 +172,14 @@ def test_doctor_says_whether_pods_can_be_found(without: str) -> None:
     (check,) = [one for one in json.loads(done.stdout)["checks"] if one["name"] == "capabilities"]
     assert (PTRACE in check["value"]) is not bool(without)
     assert check["status"] == ("missing" if without else "ok")
+
+
+def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
+    need("lab", missing_program("systemd-analyze"))
+    unit = tmp_path / "hookline-agent.service"
+    unit.write_text(_unit.unit_text())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hookline-agent.service" not in done.stderr, done.stderr
