@@ -643,7 +643,7 @@ def policy(**spec: Any) -> Resource:
 Y, N, X = True, False, None
 CONDITIONS = [
     # ready, serving, terminating; beside a ready endpoint; where no other is ready. X: absent.
-    # KEP-1669, and the fields' own descriptions: ready and terminating absent are yes and no, serving absent is as ready.
+    # KEP-1669, and how kube-proxy reads what is absent: ready and serving as yes, terminating as no.
     (Y, Y, Y, "active", True),
     (Y, Y, N, "active", True),
     (Y, Y, X, "active", True),
@@ -659,7 +659,7 @@ CONDITIONS = [
     (N, N, Y, "down", False),
     (N, N, N, "down", False),
     (N, N, X, "down", False),
-    (N, X, Y, "down", False),
+    (N, X, Y, "draining", True),
     (N, X, N, "down", False),
     (N, X, X, "down", False),
     (X, Y, Y, "active", True),
