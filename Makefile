@@ -21,7 +21,7 @@ demo: ## balance real traffic in a lab of network namespaces (about half a minut
 .PHONY: test
 test: ## unit, kernel and lab tests, and the core of the kernel tests on Linux 6.1 and 6.12
 	@tools/setup $@
-	@$(PYTHON) -m pytest tests/unit tests/kernel tests/lab tests/vm $(ARGS)
+	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/vm tests/lab tests/kernel tests/unit $(ARGS)
 
 .PHONY: test-all
 test-all: ## all tests, slow ones too

@@ -852,6 +852,7 @@ def test_prometheus_scrapes_it_each_second_whatever_is_done(stopped: AgentProces
         until("what the kernel counts", lambda: sum(ask("hookline_service_connections_total")) >= 1)
         for number in range(3):
             agent.write(service("second", f"192.0.2.{50 + number}"), "second.yaml")
+            until("the link", lambda: any((agent.name.pins / "links").glob("balance:*")))
             next((agent.name.pins / "links").glob("balance:*")).unlink()
             until("the change", partial(agent.answers, f"192.0.2.{50 + number}"))
         # Somebody else has the node: no change, no repair and no look is possible before this ends.
