@@ -46,7 +46,7 @@ def test_the_demo_holds_and_leaves_nothing() -> None:
 
 def test_the_demo_fails_without_the_balancer() -> None:
     before = places()
-    status, result = demo("--seconds", "5", "--detach-at", "2.5")
+    status, result = demo("--seconds", "9", "--detach-at", "3")
     assert status == 1
     assert result["ok"] is False
     assert isinstance(result["broken_surviving"], int)
