@@ -115,15 +115,21 @@ def test_a_client_keeps_its_backend(
     assert asked(place, source, STICKY[version], protocol, 5) == {backend}
 
 
-@FAMILIES
-@SOURCES
+@pytest.mark.parametrize(
+    ("source", "protocol", "version"),
+    [
+        *((source, "tcp", version) for source in ("external/client", "default/client") for version in (4, 6)),
+        ("external/client", "udp", 6),
+        ("default/client", "udp", 4),
+    ],
+)
 def test_a_client_is_placed_anew_after_the_timeout(
-    place: Lab, node: api.Node, source: str, version: int
+    place: Lab, node: api.Node, source: str, protocol: Protocol, version: int
 ) -> None:
     """Its backend is out of the table meanwhile, so that the new place is another one."""
     short = {"type": "ClientIP", "timeoutSeconds": 2}
     node.apply([wanted(place, sessionAffinity=short)])
-    (backend,) = asked(place, source, STICKY[version], "tcp", 3)
+    (backend,) = asked(place, source, STICKY[version], protocol, 3)
     deadline = time.monotonic() + 60
     node.apply(
         [
@@ -138,7 +144,7 @@ def test_a_client_is_placed_anew_after_the_timeout(
     while found == {backend}:
         assert time.monotonic() < deadline
         time.sleep(3)
-        found = asked(place, source, STICKY[version], "tcp", 1)
+        found = asked(place, source, STICKY[version], protocol, 1)
         if found == {backend}:
             # The lighter table has it at this client's slot still: take it out of the table alone.
             node.apply([wanted(place, weights={backend: 0}, sessionAffinity=short)])

@@ -119,6 +119,41 @@ def test_the_agent_checks_and_the_next_one_goes_on(place: Lab, agent: AgentProce
                 server.kill()
 
 
+def test_a_step_of_the_wall_clock_changes_nothing(place: Lab, agent: AgentProcess, tmp_path: Path) -> None:
+    """The agent alone sees the step, by libfaketime: back a day, forward a year."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    assert library is not None, "libfaketime is not installed; tools/packages names it"
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    agent.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    servers = {name: Server(place, name) for name in WORKERS}
+    try:
+        # w1 leaves, with a minute to drain: no step may end that, nor prolong a check's interval or its patience.
+        agent.write(orders(place, *WORKERS, drain=60))
+        agent.start()
+        until("both are there", lambda: backends(place) == {name: {"active"} for name in WORKERS})
+        agent.write(orders(place, "w2", drain=60))
+        until("w1 drains", lambda: backends(place).get("w1") == {"draining"})
+        for step in ("-1d", "+365d"):
+            clock.write_text(step)
+            assert backends(place) == {"w1": {"draining"}, "w2": {"active"}}
+            servers["w2"].kill()
+            until("w2 is down", lambda: backends(place)["w2"] == {"down"})
+            servers["w2"] = Server(place, "w2")
+            until("w2 is back", lambda: backends(place)["w2"] == {"active"})
+        days = {event["time"][:10] for event in agent.events()}
+        assert len(days) == 3, f"the agent did not see the clock step: {days}"
+    finally:
+        for server in servers.values():
+            if server.process.returncode is None:
+                server.kill()
+
+
 def _drain_seconds(place: Lab) -> float:
     with api.Node(f"lab/{place.name}") as node:
         (found,) = node.resources(VirtualService)

@@ -241,27 +241,37 @@ def test_external_traffic_policy(
 
 
 @FAMILIES
-def test_local_endpoints_see_the_clients_address(place: Lab, apply: Any, version: Family) -> None:
+@PROTOCOLS
+def test_local_endpoints_see_the_clients_address(
+    place: Lab, apply: Any, version: Family, protocol: Protocol
+) -> None:
     apply(
         service(
             externalIPs=list(EXTERNAL.values()),
             externalTrafficPolicy="Local",
-            ports=[{"name": "raw", "port": 81, "targetPort": 7001}],
+            ports=[{"name": "raw", "port": 81, "targetPort": 7001, "protocol": protocol.upper()}],
         )
     )
     client = {4: "198.51.100.7", 6: "2001:db8:51::7"}[version]
     with net.inside(place.member(FIRST).netns):
-        listening = socket.create_server(
-            (PODS["web-1"][1][version], 7001),
-            family=socket.AF_INET if version == 4 else socket.AF_INET6,
+        listening = socket.socket(
+            socket.AF_INET if version == 4 else socket.AF_INET6,
+            socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM,
         )
-    (asking,) = place.sockets(OUTSIDE, version)
+        listening.bind((PODS["web-1"][1][version], 7001))
+    (asking,) = place.sockets(OUTSIDE, version, protocol)
     with listening, asking:
         listening.settimeout(5)
         asking.settimeout(5)
+        if protocol == "tcp":
+            listening.listen()
         asking.connect((EXTERNAL[version], 81))
-        accepted, peer = listening.accept()
-        accepted.close()
+        if protocol == "tcp":
+            accepted, peer = listening.accept()
+            accepted.close()
+        else:
+            asking.send(b"who")
+            _, peer = listening.recvfrom(100)
     assert peer[0] == client
 
 
