@@ -22,6 +22,7 @@ from hookline.control import tables as tables_module
 from hookline.control._errors import DoesNotFit
 from hookline.control.pools import Pool
 from hookline.control.tables import Tables
+from hookline.datapath import pinning
 from hookline.datapath.loadbalancer import balancer as balancer_module
 from hookline.datapath.loadbalancer.balancer import MAPS, PROGRAMS, LoadBalancer, Tunables, attached, remove
 from tests.kernel.loadbalancer import packets
@@ -334,7 +335,7 @@ def test_a_mixture_of_two_versions_is_never_adopted(
     """Killed while the pins change hands: whichever version comes next loads its own programs."""
     bring(balancer, BEFORE)
     other = dataclasses.replace(SMALL, connections=2048)
-    pin = balancer_module._pin_in_place
+    pin = pinning.pin_in_place
     total = len(MAPS) + len(PROGRAMS)
     for allowed in (4, total - 1):
         left = iter(range(allowed))
@@ -345,7 +346,7 @@ def test_a_mixture_of_two_versions_is_never_adopted(
             pin(thing, path)
 
         with monkeypatch.context() as patched:
-            patched.setattr(balancer_module, "_pin_in_place", interrupted_pin)
+            patched.setattr(pinning, "pin_in_place", interrupted_pin)
             with LoadBalancer.open(pins, other) as newer:
                 bring(newer, WANTED)
                 with pytest.raises(Interrupted):

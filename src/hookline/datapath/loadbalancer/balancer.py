@@ -1,12 +1,8 @@
 """The load balancer's programs and maps on one node: loaded or adopted, attached, replaced, removed.
 
-What a node's load balancer is, is in the kernel and pinned below the node's folder in bpffs:
-
-    maps/NAME              every map
-    programs/NAME          every program
-    links/HOOK:INTERFACE   every attachment: balance, resolve, reply; exceptions has no interface. A mode that was
-                           asked for follows: balance:eth0:generic
-    links/connect4 …       the programs of sockets, on the node's cgroup
+It is pinned in the node's folder in bpffs, as `hookline.datapath.pinning` says. Its hooks are balance, resolve and reply of each
+uplink (a mode that was asked for follows: ``balance:eth0:generic``), exceptions, which has no interface, and
+the programs of sockets, on the node's cgroup (``connect4`` …).
 
 `LoadBalancer.open` adopts it if it is whole and of this version, and else loads the programs anew around the maps that
 exist, so that no connection is forgotten. Nothing is attached until `activate`, which is called when the tables are filled:
@@ -35,8 +31,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hookline import bpf
+from hookline.datapath import pinning
 from hookline.datapath.loadbalancer._object import object_bytes
 from hookline.datapath.loadbalancer.maglev import Turns
+from hookline.datapath.pinning import Attachment as Attachment
+from hookline.datapath.pinning import attached as attached
+from hookline.datapath.pinning import (
+    carry_over,
+    hook_of,
+    link_pin,
+    open_link,
+    pins_of,
+    program_id,
+    same_shape,
+)
 from hookline.errors import HooklineError
 
 XdpMode = Literal["auto", "native", "generic", "offload"]
@@ -121,22 +129,6 @@ class Tunables:
         return int.from_bytes(hashed.digest()[:8], "little")
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """One program on one hook.
-
-    Attributes:
-        hook: ``xdp`` with its mode, ``tcx`` or ``clsact`` with the direction, ``raw_tracepoint``, ``cgroup``.
-        interface: Empty for programs that are on none.
-        change: What `LoadBalancer.activate` did: nothing (``kept``), ``attached``, ``updated`` or ``detached``.
-    """
-
-    program: str
-    hook: str
-    interface: str
-    change: str
-
-
 @dataclass(slots=True)
 class Totals:
     """The counters of the whole node, summed over the CPUs.
@@ -204,7 +196,7 @@ class LoadBalancer:
     @classmethod
     def exists(cls, pins: Path) -> bool:
         """Whether anything of a load balancer is pinned there."""
-        return any((pins / kind).is_dir() for kind in ("maps", "programs", "links"))
+        return pinning.exists(pins)
 
     @classmethod
     def pinned_services(cls, pins: Path) -> int:
@@ -248,10 +240,7 @@ class LoadBalancer:
 
     @classmethod
     def _adopt(cls, pins: Path, tunables: Tunables | None) -> LoadBalancer | None:
-        if not all((pins / "maps" / name).exists() for name in MAPS):
-            return None
-        wanted = tunables.programs if tunables is not None else PROGRAMS
-        if not all((pins / "programs" / name).exists() for name in wanted):
+        if not pinning.whole(pins, MAPS, tunables.programs if tunables is not None else PROGRAMS):
             return None
         with bpf.Map.from_pin(pins / "maps" / "settings") as settings:
             names = settings.value_dtype.names or ()
@@ -283,7 +272,7 @@ class LoadBalancer:
             for name, size in tunables.sizes.items():
                 obj.resize(name, size)
             there = [name for name in MAPS if (pins / "maps" / name).exists()]
-            replaced = [name for name in there if not _same_shape(obj.maps[name], pins / "maps" / name)]
+            replaced = [name for name in there if not same_shape(obj.maps[name], pins / "maps" / name)]
             if any(name in TABLES for name in replaced):
                 replaced.extend(name for name in TABLES if name in there and name not in replaced)
             for name in there:
@@ -295,7 +284,7 @@ class LoadBalancer:
             programs = {name: obj.programs[name] for name in tunables.programs}
             for name in CARRIED_OVER:
                 if name in replaced:
-                    _carry_over(pins / "maps" / name, maps[name])
+                    carry_over(pins / "maps" / name, maps[name])
         except BaseException:
             obj.close()
             raise
@@ -357,7 +346,7 @@ class LoadBalancer:
                 if attachment.change == "attached":
                     detach(self.pins, attachment.program, attachment.interface)
             if not attached(self.pins):
-                _unpin(self.pins)
+                pinning.unpin(self.pins)
             raise
         wanted = {(attachment.program, attachment.interface) for attachment in made}
         for program, interface in attached(self.pins):
@@ -373,23 +362,23 @@ class LoadBalancer:
         """Attaches a program where it is not, replaces an older version where it is."""
         program = self._programs[name]
         path = link_pin(self.pins, name, interface, mode if name == "balance" else "auto")
-        if any(other != path for other in _pins_of(self.pins, name, interface)):
+        if any(other != path for other in pins_of(self.pins, name, interface)):
             # The kernel changes no link's mode: for a moment the interface is without the program.
             detach(self.pins, name, interface)
-        link = _open_link(path, name, interface)
+        link = open_link(path, interface, DIRECTIONS.get(name))
         if link is not None:
             with link:
-                holds = _program_id(link)
+                holds = program_id(link)
                 if holds == program.id:
-                    return Attachment(name, _hook(link), interface, "kept")
+                    return Attachment(name, hook_of(link), interface, "kept")
                 if name != "count_exceptions":
                     link.update(program)
-                    return Attachment(name, _hook(link), interface, "updated")
+                    return Attachment(name, hook_of(link), interface, "updated")
                 # The kernel updates no tracepoint's link: the new one stands beside the old one for a moment.
                 with program.attach_raw_tracepoint("xdp_exception") as new:
                     path.unlink()
                     new.pin(path)
-                return Attachment(name, _hook(link), interface, "updated")
+                return Attachment(name, hook_of(link), interface, "updated")
         if path.exists():
             path.unlink()  # of an interface that is gone; one of the same name may have come
         made: bpf.Link | bpf.ClsactFilter
@@ -402,27 +391,27 @@ class LoadBalancer:
         with made:
             if made.pinned is None:
                 made.pin(path)
-            return Attachment(name, _hook(made), interface, "attached")
+            return Attachment(name, hook_of(made), interface, "attached")
 
     def _attach_cgroup(self, name: str, cgroup: Path) -> Attachment:
         """Attaches a program of sockets where it is not, replaces an older version where it is."""
         program = self._programs[name]
         path = link_pin(self.pins, name, "")
         number = os.stat(cgroup).st_ino
-        link = _open_link(path, name, "")
+        link = open_link(path, "", DIRECTIONS.get(name))
         if link is not None:
             with link:
                 if isinstance(link, bpf.Link) and link.info.cgroup_id == number:
-                    if _program_id(link) == program.id:
-                        return Attachment(name, _hook(link), "", "kept")
+                    if program_id(link) == program.id:
+                        return Attachment(name, hook_of(link), "", "kept")
                     link.update(program)
-                    return Attachment(name, _hook(link), "", "updated")
+                    return Attachment(name, hook_of(link), "", "updated")
         # The other cgroup's, or one of a cgroup that is gone, leaves when the new one is there.
         with program.attach_cgroup(cgroup, name) as made:
             if path.exists():
                 detach(self.pins, name, "")
             made.pin(path)
-            return Attachment(name, _hook(made), "", "attached")
+            return Attachment(name, hook_of(made), "", "attached")
 
     def _pin(self) -> None:
         (self.pins / "links").mkdir(parents=True, exist_ok=True)
@@ -432,14 +421,7 @@ class LoadBalancer:
         if self.fresh:
             # Nobody adopts a mixture of two versions' maps and programs, if this process ends in between.
             settings[0] = {**values, "balance_id": int(settings[0]["balance_id"]), "digest": 0}
-        things: tuple[tuple[str, Mapping[str, bpf.Map | bpf.Program]], ...] = (
-            ("maps", self.maps),
-            ("programs", self._programs),
-        )
-        for folder, named in things:
-            (self.pins / folder).mkdir(parents=True, exist_ok=True)
-            for name, thing in named.items():
-                _pin_in_place(thing, self.pins / folder / name)
+        pinning.pin_all(self.pins, self.maps, self._programs)
         settings[0] = {
             **values,
             "balance_id": self._programs["balance"].id,
@@ -579,50 +561,17 @@ def pages_for(size: int) -> int:
     return -(-size // PAGE_SLOTS)
 
 
-DIRECTIONS: Mapping[str, Literal["ingress", "egress"]] = {"resolve": "ingress", "reply": "egress"}
-
-
-def link_pin(pins: Path, program: str, interface: str, mode: XdpMode = "auto") -> Path:
-    """The pin of one attachment. bpffs refuses dots, which interfaces' names may have, and these have no colons."""
-    parts = [program, *filter(None, [interface]), *([mode] if mode != "auto" else [])]
-    return pins / "links" / ":".join(parts).replace(".", ",")
-
-
-def _pins_of(pins: Path, program: str, interface: str) -> list[Path]:
-    """The pins of one attachment, whatever the mode."""
-    return [path for path in _entries(pins / "links") if _parse_pin(path) == (program, interface)]
-
-
-def _parse_pin(path: Path) -> tuple[str, str]:
-    program, *rest = path.name.split(":")
-    return program, rest[0].replace(",", ".") if rest else ""
-
-
-def attached(pins: Path) -> list[tuple[str, str]]:
-    """Program and interface of every attachment that is pinned."""
-    return [_parse_pin(path) for path in _entries(pins / "links")]
+DIRECTIONS: Mapping[str, pinning.Direction] = {"resolve": "ingress", "reply": "egress"}
 
 
 def attached_mode(pins: Path, interface: str) -> str | None:
     """The mode of the XDP program on an interface; None where none is attached."""
-    for path in _pins_of(pins, "balance", interface):
-        link = _open_link(path, "balance", interface)
+    for path in pins_of(pins, "balance", interface):
+        link = open_link(path, interface, DIRECTIONS.get("balance"))
         if link is not None:
             with link:
                 return link.mode
     return None
-
-
-def attachments(pins: Path) -> list[Attachment]:
-    """Every attachment as it is; those whose interface is gone are left out."""
-    found = []
-    for path in _entries(pins / "links"):
-        program, interface = _parse_pin(path)
-        link = _open_link(path, program, interface)
-        if link is not None:
-            with link:
-                found.append(Attachment(program, _hook(link), interface, "kept"))
-    return found
 
 
 def not_attached(pins: Path, uplinks: Iterable[str], cgroup: Path | None = None) -> list[tuple[str, str]]:
@@ -639,7 +588,7 @@ def not_attached(pins: Path, uplinks: Iterable[str], cgroup: Path | None = None)
 
 def attached_cgroup(pins: Path, program: str = SOCKET_PROGRAMS[-1]) -> int | None:
     """The kernel's number of the cgroup that a program of sockets is attached to; None where it is on none."""
-    link = _open_link(link_pin(pins, program, ""), program, "")
+    link = open_link(link_pin(pins, program, ""), "", DIRECTIONS.get(program))
     if link is None:
         return None
     with link:
@@ -657,98 +606,21 @@ def refuse_occupied(pins: Path, uplinks: Iterable[str]) -> None:
             bpf.refuse_occupied("balance", interface)
 
 
+def attachments(pins: Path) -> list[Attachment]:
+    """Every attachment as it is; those whose interface is gone are left out."""
+    return pinning.attachments(pins, DIRECTIONS)
+
+
 def detach(pins: Path, program: str, interface: str) -> Attachment:
     """Detaches one program and unpins its link."""
-    hook = ""
-    for path in _pins_of(pins, program, interface):
-        link = _open_link(path, program, interface)
-        if link is not None:
-            with link:
-                hook = _hook(link)
-                link.detach()
-        if path.exists():
-            path.unlink()
-    return Attachment(program, hook, interface, "detached")
+    return pinning.detach(pins, program, interface, DIRECTIONS.get(program))
 
 
 def remove(pins: Path) -> list[Attachment]:
     """Detaches and unpins all that a load balancer has there, whatever its version."""
     gone = [detach(pins, program, interface) for program, interface in attached(pins)]
-    _unpin(pins)
+    pinning.unpin(pins)
     return gone
-
-
-def _open_link(path: Path, program: str, interface: str) -> bpf.Link | bpf.ClsactFilter | None:
-    """The attachment that is pinned there; None where there is none, or its interface is gone."""
-    if not path.exists():
-        return None
-    index = _ifindex(interface) if interface else 0
-    if interface and not index:
-        return None
-    try:
-        link = bpf.Link.from_pin(path)
-    except bpf.BpfError:
-        # Where the kernel has no tcx, the pin is the program's, and the filter is found by it.
-        try:
-            return bpf.ClsactFilter.from_pin(path, interface, DIRECTIONS[program])
-        except bpf.BpfError:
-            return None
-    if link.info.interface_index == index and not link.info.detached:
-        return link
-    link.close()
-    return None
-
-
-def _hook(link: bpf.Link | bpf.ClsactFilter) -> str:
-    """The hook's name and, for XDP, the mode."""
-    return f"{link.hook} {link.mode}" if link.mode else link.hook
-
-
-def _program_id(link: bpf.Link | bpf.ClsactFilter) -> int:
-    return link.program_id if isinstance(link, bpf.ClsactFilter) else link.info.program_id
-
-
-def _ifindex(interface: str) -> int:
-    try:
-        return socket.if_nametoindex(interface)
-    except OSError:
-        return 0
-
-
-def _pin_in_place(thing: bpf.Map | bpf.Program, path: Path) -> None:
-    """Pins a map or program under a name that another version may have; the change of hands is one step."""
-    if path.exists():
-        with type(thing).from_pin(path) as there:
-            if there.id == thing.id:
-                return
-    fresh = path.with_name(path.name + "~")
-    if fresh.exists():
-        fresh.unlink()
-    thing.pin(fresh)
-    os.replace(fresh, path)
-
-
-def _unpin(pins: Path) -> None:
-    for folder in ("links", "programs", "maps"):
-        for path in _entries(pins / folder):
-            path.unlink()
-        if (pins / folder).is_dir():
-            (pins / folder).rmdir()
-    for parent in (pins, *pins.parents):
-        # Up to the mount itself, as long as nobody else has something there.
-        if parent.is_mount() or not parent.is_dir() or any(parent.iterdir()):
-            break
-        parent.rmdir()
-
-
-def _same_shape(new: bpf.Map, path: Path) -> bool:
-    with bpf.Map.from_pin(path) as old:
-        return (
-            new.type == old.type
-            and new.key_dtype == old.key_dtype
-            and new.value_dtype == old.value_dtype
-            and new.max_entries == old.max_entries
-        )
 
 
 def _earlier_ports(pins: Path) -> tuple[int, int] | None:
@@ -761,15 +633,3 @@ def _earlier_ports(pins: Path) -> tuple[int, int] | None:
             return None
         row = settings[0]
         return (int(row["nat_port_min"]), int(row["nat_port_max"])) if row["nat_port_max"] else None
-
-
-def _carry_over(path: Path, into: bpf.Map) -> None:
-    """Copies a map's entries into one of another size, as many as fit, where their layout is the same."""
-    with bpf.Map.from_pin(path) as old:
-        if old.key_dtype == into.key_dtype and old.value_dtype == into.value_dtype:
-            keys, values = old.read()
-            into.write(keys[: into.max_entries], values[: into.max_entries])
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
