@@ -13,6 +13,7 @@ command line ends with. The command line only prints it. Subclasses live beside 
     │   ├── FeatureMissing             exit status 3
     │   └── NotPermitted               exit status 3
     ├── hookline.model.InvalidResource a document that does not say what it must
+    ├── hookline.policy.PolicyError    a question about policies without an answer, or more rules than fit
     ├── hookline.net.NetworkError      a link, route, address or namespace
     ├── hookline.control.ControlError  a change that cannot be planned, applied or adopted
     └── hookline.lab.LabError          a lab that cannot be made, found or removed
