@@ -14,25 +14,32 @@ if TYPE_CHECKING:
     from hookline.lab._client import Counts, ServerCounts
     from hookline.lab._errors import LabError, LabNotPermitted, ProbeFailed
     from hookline.lab._lab import Lab, LabSummary, down, first_node, list_labs, resolve_node, up
-    from hookline.lab._plan import LAB_KINDS, Member, ServedPort
+    from hookline.lab._plan import LAB_KINDS, Family, Member, Plan, ServedPort, plan
     from hookline.lab._probe import Probe
+    from hookline.lab._prober import Heard, Prober, Question
 
 __all__ = [
     "LAB_KINDS",
     "Announcement",
     "Counts",
+    "Family",
+    "Heard",
     "Lab",
     "LabError",
     "LabNotPermitted",
     "LabSummary",
     "Member",
+    "Plan",
     "Probe",
     "ProbeFailed",
+    "Prober",
+    "Question",
     "ServedPort",
     "ServerCounts",
     "down",
     "first_node",
     "list_labs",
+    "plan",
     "resolve_node",
     "up",
 ]
@@ -40,14 +47,20 @@ __all__ = [
 _HOMES = {
     "Announcement": "_announce",
     "Counts": "_client",
+    "Family": "_plan",
+    "Heard": "_prober",
     "LAB_KINDS": "_plan",
     "LabError": "_errors",
     "LabNotPermitted": "_errors",
     "Member": "_plan",
+    "Plan": "_plan",
     "Probe": "_probe",
     "ProbeFailed": "_errors",
+    "Prober": "_prober",
+    "Question": "_prober",
     "ServedPort": "_plan",
     "ServerCounts": "_client",
+    "plan": "_plan",
 }
 
 

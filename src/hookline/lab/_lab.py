@@ -171,7 +171,7 @@ class Lab:
                     net.cgroups.make(member.cgroup)
                 _topology.add_pod(after, member)
                 _announce.settle_pod(after, folder, member)
-                self._client.add([member])
+                self._serve([member])
             except BaseException:
                 with contextlib.suppress(LabError):
                     self._client.remove([member.endpoint])
@@ -363,6 +363,11 @@ class Lab:
         """Begin all of the servers' counts at zero."""
         self._client.reset()
 
+    def _serve(self, members: Iterable[Member]) -> None:
+        """Has the lab's server listen on these members' ports, where the lab has one that does."""
+        if self._record.serves:
+            self._client.add(members)
+
     def _take(self, new: Plan) -> None:
         self._plan = new
         self._client = Client(self.name, lab_run_dir(self.name))
@@ -430,6 +435,7 @@ def up(
     resources: Iterable[Resource],
     name: str = DEFAULT_LAB,
     *,
+    serve: bool = True,
     say: Say = lambda line: None,
     progress: Progress = lambda done, total: None,
 ) -> Lab:
@@ -440,6 +446,7 @@ def up(
     Args:
         resources: Namespaces, Nodes, Pods and ExternalHosts; other kinds are passed over.
         name: The lab's.
+        serve: Whether the lab's server listens on the members' ports; a `Prober` opens what it needs itself.
         say: Told, a line at a time, what the user ought to know: what was cleaned up, what is left out.
         progress: Told after every network namespace how many of how many there are.
 
@@ -456,14 +463,14 @@ def up(
     others = [resource.reference for resource in resources if not isinstance(resource, LAB_KINDS)]
     if others:
         say(f"passed over, as not of a lab: {', '.join(others)}")
-    if any(port.protocol == "sctp" for member in wanted.members for port in member.ports):
+    if serve and any(port.protocol == "sctp" for member in wanted.members for port in member.ports):
         say("ports of SCTP have no server: the lab's servers speak TCP and UDP")
     cgroups = net.cgroups.writable()
     if not cgroups:
         say("cgroup v2 is not there for writing: the lab's processes stay in the cgroup that starts them")
     with locked(name, create=True) as folder:
         _refuse_existing(name, say)
-        record = Record.begin(name, families, wanted.nodes[0].name, cgroups=cgroups)
+        record = Record.begin(name, families, wanted.nodes[0].name, cgroups=cgroups, serves=serve)
         try:
             record.write()
             if cgroups:
@@ -474,7 +481,8 @@ def up(
                 record.write()
                 leash.let_go()
             _topology.build(wanted, progress)
-            Client(name, folder).add(wanted.members)
+            if serve:
+                Client(name, folder).add(wanted.members)
             write_json(folder / "resources.json", [resource.to_document() for resource in wanted.resources])
             record = record.up()
             record.write()

@@ -111,10 +111,22 @@ class Plan:
         return next((member for member in self.members if member.endpoint == endpoint), None)
 
 
-def plan(resources: Iterable[Resource], lab: str, families: Sequence[Family] = (4, 6)) -> Plan:
+def plan(
+    resources: Iterable[Resource],
+    lab: str,
+    families: Sequence[Family] = (4, 6),
+    *,
+    reserved: Iterable[Address] = (),
+) -> Plan:
     """Fill in what the resources leave open, and check that they can be a lab.
 
     Kinds that a lab has no use for are passed over.
+
+    Args:
+        resources: Those of the file.
+        lab: The lab's name.
+        families: The address families that members have.
+        reserved: Addresses that nobody is given who does not ask for them.
 
     Raises:
         LabError: Two members of one name or address, a pod on a node that is not there, no address left.
@@ -126,7 +138,7 @@ def plan(resources: Iterable[Resource], lab: str, families: Sequence[Family] = (
     externals = [resource for resource in wanted if isinstance(resource, ExternalHost)]
     if len(nodes) > MOST_NODES:
         raise LabError(f"a lab has at most {MOST_NODES} nodes", why=f"there are {len(nodes)}")
-    addresses = _Addresses(families)
+    addresses = _Addresses(families, reserved)
     for resource in (*nodes, *pods, *externals):
         addresses.take(resource)
     filled_nodes = [_fill_node(node, number, addresses) for number, node in enumerate(nodes, 1)]
@@ -146,9 +158,10 @@ def plan(resources: Iterable[Resource], lab: str, families: Sequence[Family] = (
 class _Addresses:
     """Who has which address; gives out those that are free."""
 
-    def __init__(self, families: Sequence[Family]) -> None:
+    def __init__(self, families: Sequence[Family], reserved: Iterable[Address]) -> None:
         self.families = tuple(families)
         self._owners: dict[Address, str] = {}
+        self._reserved = frozenset(reserved)
 
     def take(self, resource: Resource) -> None:
         """Note the addresses that a resource was given."""
@@ -193,7 +206,7 @@ class _Addresses:
     def _next(self, resource: Resource, network: Network | None, family: int) -> Address:
         label = _label(resource)
         for address in _host_addresses(network):
-            if address not in self._owners:
+            if address not in self._owners and address not in self._reserved:
                 self._owners[address] = label
                 return address
         raise LabError(

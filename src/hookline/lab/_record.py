@@ -42,10 +42,17 @@ class Record:
     server: Process | None = None
     first_node: str = ""
     cgroups: bool = False
+    serves: bool = True
 
     @classmethod
     def begin(
-        cls, name: str, families: tuple[Family, ...], first_node: str, *, cgroups: bool = False
+        cls,
+        name: str,
+        families: tuple[Family, ...],
+        first_node: str,
+        *,
+        cgroups: bool = False,
+        serves: bool = True,
     ) -> Record:
         """The record of a lab that this process is about to make."""
         maker = Process.of(os.getpid())
@@ -60,6 +67,7 @@ class Record:
             families,
             first_node=first_node,
             cgroups=cgroups,
+            serves=serves,
         )
 
     @classmethod
@@ -79,6 +87,7 @@ class Record:
                 server=Process(**server) if server else None,
                 first_node=document["firstNode"],
                 cgroups=document.get("cgroups", False),
+                serves=document.get("serves", True),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -98,6 +107,7 @@ class Record:
                 "families": self.families,
                 "firstNode": self.first_node,
                 "cgroups": self.cgroups,
+                "serves": self.serves,
             },
         )
 
