@@ -111,11 +111,13 @@ def test_dump_round_trip() -> None:
         "1_000",
         "2024-01-01",
     ]
-    text = NAMESPACE % "a" + "  labels: " + json.dumps({f"k{i}": value for i, value in enumerate(tricky)})
+    text = (
+        NAMESPACE % "a" + "  annotations: " + json.dumps({f"k{i}": value for i, value in enumerate(tricky)})
+    )
     resources = files.loads(text.replace("metadata: {name: a}", "metadata:\n  name: a"))
     written = files.dump(resources)
     assert files.loads(written) == resources
-    assert list(resources[0].labels.values()) == tricky
+    assert list(resources[0].metadata.annotations.values()) == tricky
 
 
 # --- YAML without surprises
@@ -220,8 +222,9 @@ def test_tags_of_the_core_schema() -> None:
             "kind: VirtualServer",
             (
                 'a.yaml:2: kind: "VirtualServer" is not a kind that Hookline knows '
-                "(did you mean VirtualService? Supported: DNSCapture, EndpointSlice, ExternalHost, "
-                "LocalRedirectPolicy, Namespace, Node, NodeConfig, Pod, Service, ServicePolicy, VirtualService)"
+                "(did you mean VirtualService? Supported: DNSCapture, EndpointSlice, ExternalHost, HostPolicy, "
+                "LocalRedirectPolicy, Namespace, NetworkPolicy, Node, NodeConfig, Pod, PolicyTest, Service, "
+                "ServicePolicy, VirtualService)"
             ),
         ),
         ("kind: VirtualService\n", "", "a.yaml:1: kind is missing (add kind, such as VirtualService)"),

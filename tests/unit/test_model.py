@@ -180,7 +180,70 @@ CAPTURE: Document = {
         "resolver": {"addresses": ["169.254.20.10", "fd00::53"], "port": 5353},
     },
 }
-ALL = [ORDERS, SERVICE, SLICE, POD, NODE, NAMESPACE, HOST, CONFIG, POLICY, REDIRECT, CAPTURE]
+NETPOL: Document = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "database", "namespace": "shop"},
+    "spec": {
+        "podSelector": {"matchLabels": {"example.com/app": "database"}},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [
+            {
+                "from": [
+                    {
+                        "namespaceSelector": {},
+                        "podSelector": {
+                            "matchExpressions": [{"key": "app", "operator": "In", "values": ["web", ""]}]
+                        },
+                    },
+                    {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}},
+                ],
+                "ports": [
+                    {"protocol": "SCTP", "port": "postgres"},
+                    {"port": 9100, "endPort": 9199},
+                ],
+            }
+        ],
+        "egress": [{"to": [{"ipBlock": {"cidr": "2001:0db8::/32"}}], "ports": [{"protocol": "UDP"}]}, {}],
+    },
+}
+HOSTPOL: Document = {
+    "apiVersion": "hookline.dev/v1alpha1",
+    "kind": "HostPolicy",
+    "metadata": {"name": "edge"},
+    "spec": {
+        "nodeSelector": {"matchLabels": {"role": "edge"}},
+        "ingress": [{"from": [{"nodeSelector": {}}, {"namespaceSelector": {}}], "ports": [{"port": 22}]}],
+        "egress": [{"to": [{"ipBlock": {"cidr": "::/0"}}]}],
+        "defaultVerdict": "allow",
+    },
+}
+TABLE: Document = {
+    "apiVersion": "hookline.dev/v1alpha1",
+    "kind": "PolicyTest",
+    "metadata": {"name": "table"},
+    "spec": {
+        "description": "what it is about",
+        "source": "who says so",
+        "resources": ["pods.yaml", NETPOL],
+        "probes": [
+            {"from": "a", "to": "shop/b", "port": 80, "expect": "allow"},
+            {
+                "from": ["external/x", "192.0.2.1"],
+                "to": ["node/n", "2001:db8::1"],
+                "port": [80, 81],
+                "protocol": ["TCP", "SCTP"],
+                "expect": "deny",
+                "family": 4,
+            },
+        ],
+        "steps": [{"remove": ["Pod/default/a"], "resources": [NAMESPACE], "description": "then"}],
+    },
+}
+ALL = [
+    *(ORDERS, SERVICE, SLICE, POD, NODE, NAMESPACE, HOST, CONFIG, POLICY, REDIRECT, CAPTURE),
+    *(NETPOL, HOSTPOL, TABLE),
+]
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
@@ -377,8 +440,8 @@ def test_find_kind() -> None:
         model.find_kind("servise")
     assert str(caught.value) == (
         'kind: "servise" is not a kind that Hookline knows (did you mean Service? Supported: DNSCapture, '
-        "EndpointSlice, ExternalHost, LocalRedirectPolicy, Namespace, Node, NodeConfig, Pod, Service, "
-        "ServicePolicy, VirtualService)"
+        "EndpointSlice, ExternalHost, HostPolicy, LocalRedirectPolicy, Namespace, NetworkPolicy, Node, NodeConfig, Pod, "
+        "PolicyTest, Service, ServicePolicy, VirtualService)"
     )
 
 
@@ -949,8 +1012,8 @@ def test_virtual_service_refuses(path: str, value: Any, expected: str) -> None:
             changed(ORDERS, "kind", "VirtualServce"),
             (
                 'kind: "VirtualServce" is not a kind that Hookline knows (did you mean VirtualService? '
-                "Supported: DNSCapture, EndpointSlice, ExternalHost, LocalRedirectPolicy, Namespace, Node, "
-                "NodeConfig, Pod, Service, ServicePolicy, VirtualService)"
+                "Supported: DNSCapture, EndpointSlice, ExternalHost, HostPolicy, LocalRedirectPolicy, Namespace, "
+                "NetworkPolicy, Node, NodeConfig, Pod, PolicyTest, Service, ServicePolicy, VirtualService)"
             ),
         ),
         (

@@ -10,6 +10,13 @@ A new kind is one class in one file, and its line below.
 from hookline.model._dns_capture import DNSCapture, DNSCaptureSpec, Resolver
 from hookline.model._external_host import ExternalHost, ExternalHostSpec, ExternalPort
 from hookline.model._fields import IPAddress
+from hookline.model._host_policy import (
+    HostEgressRule,
+    HostIngressRule,
+    HostPolicy,
+    HostPolicyPeer,
+    HostPolicySpec,
+)
 from hookline.model._kubernetes import (
     Container,
     ContainerPort,
@@ -34,8 +41,21 @@ from hookline.model._local_redirect import (
     RedirectPort,
     ServiceMatcher,
 )
+from hookline.model._network_policy import (
+    EgressRule,
+    IngressRule,
+    IPBlock,
+    IPNetwork,
+    NetworkPolicy,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+    NetworkPolicySpec,
+    PolicyType,
+    network_of,
+)
 from hookline.model._node_config import Features, Interface, MapSizes, NatPorts, NodeConfig, NodeConfigSpec
 from hookline.model._parse import parse
+from hookline.model._policy_test import PolicyTest, PolicyTestSpec, PolicyTestStep, Probe, ProbeLine
 from hookline.model._problems import FieldPath, InvalidResource, Locate, Origin, Problem, Refused
 from hookline.model._resource import (
     HOOKLINE,
@@ -76,6 +96,7 @@ __all__ = [
     "ContainerPort",
     "DNSCapture",
     "DNSCaptureSpec",
+    "EgressRule",
     "Endpoint",
     "EndpointConditions",
     "EndpointHints",
@@ -87,7 +108,15 @@ __all__ = [
     "Features",
     "FieldPath",
     "HealthCheck",
+    "HostEgressRule",
+    "HostIngressRule",
+    "HostPolicy",
+    "HostPolicyPeer",
+    "HostPolicySpec",
     "IPAddress",
+    "IPBlock",
+    "IPNetwork",
+    "IngressRule",
     "Interface",
     "InvalidResource",
     "LabelExpression",
@@ -99,6 +128,10 @@ __all__ = [
     "Metadata",
     "Namespace",
     "NatPorts",
+    "NetworkPolicy",
+    "NetworkPolicyPeer",
+    "NetworkPolicyPort",
+    "NetworkPolicySpec",
     "Node",
     "NodeConfig",
     "NodeConfigSpec",
@@ -107,6 +140,12 @@ __all__ = [
     "OwnMetadata",
     "Pod",
     "PolicyTarget",
+    "PolicyTest",
+    "PolicyTestSpec",
+    "PolicyTestStep",
+    "PolicyType",
+    "Probe",
+    "ProbeLine",
     "Problem",
     "RedirectBackend",
     "RedirectFrontend",
@@ -127,6 +166,7 @@ __all__ = [
     "VirtualServicePort",
     "VirtualServiceSpec",
     "find_kind",
+    "network_of",
     "octets_of",
     "parse",
     "supported_kinds",

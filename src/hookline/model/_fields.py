@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from hookline.model._problems import Refused, value_text
 
@@ -21,6 +28,7 @@ IPAddress = IPv4Address | IPv6Address
 BROADCAST = IPv4Address("255.255.255.255")
 SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 PORT_LIMIT = 65535
 
@@ -149,6 +157,44 @@ def _namespace_name(value: str) -> str:
         )
     return value
 
+
+@lru_cache(maxsize=1 << 12)
+def _label_key(value: str) -> str:
+    prefix, slash, name = value.rpartition("/")
+    if slash and not (0 < len(prefix) <= 253 and SUBDOMAIN.fullmatch(prefix)):
+        raise Refused(
+            f"{value_text(value)} is not a label's key: before the slash stands a DNS name of at most 253 "
+            "of a-z, 0-9, hyphens and dots"
+        )
+    if not (0 < len(name) <= 63 and LABEL_NAME.fullmatch(name)):
+        raise Refused(
+            f"{value_text(value)} is not a label's key: {'after the slash stand ' if slash else ''}at most 63 letters, "
+            "digits, hyphens, underscores and dots, beginning and ending with a letter or digit"
+        )
+    return value
+
+
+@lru_cache(maxsize=1 << 14)
+def _label_value(value: str) -> str:
+    if value and not (len(value) <= 63 and LABEL_NAME.fullmatch(value)):
+        raise Refused(
+            f"{value_text(value)} is not a label's value: empty, or at most 63 letters, digits, hyphens, "
+            "underscores and dots, beginning and ending with a letter or digit"
+        )
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    # Kubernetes reads a null in a map of texts as the empty text: the key stays, and a selector goes on asking for it.
+    if isinstance(value, Mapping) and None in value.values():
+        return {key: "" if text is None else text for key, text in value.items()}
+    return value
+
+
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+Labels = Annotated[dict[LabelKey, LabelValue], BeforeValidator(_without_nulls)]
+"""Labels, as Kubernetes limits them: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/."""
 
 ObjectName = Annotated[str, AfterValidator(_object_name)]
 NamespaceName = Annotated[str, AfterValidator(_namespace_name)]

@@ -296,4 +296,4 @@ def _problem(
     place = ""
     if origin is not None:
         place = f"{origin.path}:{locate(path) if locate else origin.line}"
-    return Problem(why, remedy=remedy, place=place, reference=reference, field=field_text(path))
+    return Problem(why, remedy=remedy, place=place, reference=reference, field=field_text(path), path=path)

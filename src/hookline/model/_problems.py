@@ -45,6 +45,7 @@ class Problem:
         place: ``file:line``, ``file:line:column`` or empty.
         reference: The object, as far as its document names it.
         field: The field, such as ``spec.ports[0].port``, or empty for the document itself.
+        path: The same, step by step.
     """
 
     why: str
@@ -52,6 +53,7 @@ class Problem:
     place: str = ""
     reference: str = ""
     field: str = ""
+    path: FieldPath = ()
 
     @property
     def what(self) -> str:

@@ -1,7 +1,7 @@
 """`Resource`, the base of every kind, and the registry of kinds.
 
-A kind is one class: it derives from `OwnResource` or `NativeResource`, which differ in their manners towards
-unknown fields, and names its `api_version`, `kind` and `plural`. Defining the class registers it.
+A kind is one class: it derives from `OwnResource`, `NativeResource` or `StrictNativeResource`, which differ in their manners
+towards unknown fields, and names its `api_version`, `kind` and `plural`. Defining the class registers it.
 
 Objects are frozen. They are equal when they say the same, hash by reference, and remember where they were
 read (`origin`), which takes no part in equality.
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from hookline.model._fields import NamespaceName, ObjectName, WholeNumber
+from hookline.model._fields import Labels, NamespaceName, ObjectName, WholeNumber
 from hookline.model._problems import InvalidResource, Origin, Problem, did_you_mean, value_text
 
 HOOKLINE = "hookline.dev/v1alpha1"
@@ -64,7 +64,7 @@ class Metadata(Native):
 
     name: ObjectName
     namespace: NamespaceName = "default"
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     annotations: dict[str, str] = {}
     uid: str = ""
     resource_version: str = ""
@@ -186,6 +186,10 @@ class Resource(BaseModel):
 
 class NativeResource(Resource, extra="allow"):
     """A Kubernetes object, accepted as it is."""
+
+
+class StrictNativeResource(Resource, extra="forbid"):
+    """A Kubernetes object of which every field matters: unknown ones are refused, as the API's strict validation does."""
 
 
 class OwnResource(Resource, extra="forbid"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from hookline.model._fields import BROADCAST, IPAddress, host_address
+from hookline.model._fields import BROADCAST, IPAddress, LabelKey, Labels, LabelValue, host_address
 from hookline.model._problems import Refused, value_text
 from hookline.model._resource import Own
 
@@ -16,9 +16,9 @@ from hookline.model._resource import Own
 class LabelExpression(Own):
     """One condition on a label."""
 
-    key: str
+    key: LabelKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: tuple[str, ...] = ()
+    values: tuple[LabelValue, ...] = ()
 
     @model_validator(mode="after")
     def _values(self) -> LabelExpression:
@@ -42,9 +42,9 @@ class LabelExpression(Own):
 
 
 class LabelSelector(Own):
-    """Which objects by their labels: all conditions together. Empty, it takes every object of the namespace."""
+    """Which objects by their labels: all conditions together. Empty, it takes every object."""
 
-    match_labels: dict[str, str] = Field(default={})
+    match_labels: Labels = Field(default={})
     match_expressions: tuple[LabelExpression, ...] = ()
 
     def accepts(self, labels: Mapping[str, str]) -> bool:
