@@ -13,6 +13,7 @@ const volatile __u32 tcp_closing_s = 3600;
 const volatile __u32 tcp_closed_s = 60;
 const volatile __u32 udp_new_s = 30;
 const volatile __u32 udp_open_s = 120;
+const volatile __u32 sctp_open_s = 3600;
 const volatile __u32 icmp_s = 30;
 const volatile __u32 other_s = 120;
 const volatile __u32 cut_s = 30; /* of a connection that is cut, other than TCP's: from then on */
@@ -22,6 +23,7 @@ const volatile __u64 verdict_depth_ns = 100000000;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct active);

@@ -169,7 +169,7 @@ struct fragment_key {
 	struct address destination;
 	__be32 id;
 	__u32 interface;
-	__u8 protocol;
+	__u8 protocol; /* as the IP or fragment header has it */
 	__u8 pad[3];
 };
 
@@ -177,7 +177,8 @@ struct fragment {
 	__u64 seen_ns; /* CLOCK_MONOTONIC_COARSE */
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 pad;
+	__u8 protocol; /* behind all extension headers */
+	__u8 pad[3];
 };
 
 /* What is told of a packet: one record of the ring `verdicts`. */

@@ -14,6 +14,7 @@
 #include "checksum.h"
 #include "forward.h"
 #include "maps.h"
+#include "tokens.h"
 
 #define ANSWER_TTL	64
 /* RFC 1812, 4.3.2.3: an error is at most 576 octets; RFC 4443, 2.4: 1280. Their own headers are part of it.
@@ -42,21 +43,6 @@ static __always_inline bool is_one_host(const struct address *address, bool ipv6
 
 	/* 0/8 is this network, 127/8 loopback, all from 224 on groups, reserved and broadcast. */
 	return first != 0 && first != 127 && first < 224;
-}
-
-/* A token bucket in one word: the time up to which tokens were spent. `interval` makes one token, a full
- * bucket holds `depth` nanoseconds of them. */
-static __always_inline bool take_token(__u64 *spent, __u64 interval, __u64 depth)
-{
-	__u64 now = bpf_ktime_get_coarse_ns();
-	__u64 start = *spent;
-
-	if (now > depth && start < now - depth)
-		start = now - depth;
-	if (start + interval > now)
-		return false;
-	*spent = start + interval;
-	return true;
 }
 
 /* The answer's Ethernet and IP headers; what follows them has `length` octets. Returns -1 where the frame is
