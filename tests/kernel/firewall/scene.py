@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from hookline import net
-from hookline.datapath.firewall.firewall import NODE_ITSELF, Firewall, RuleKey, Rows, Tunables, packed
+from hookline.datapath.firewall.firewall import NODE_ITSELF, Firewall, Rows, RuleKey, Tunables, packed
 from hookline.policy import PolicyRow
 from tests.kernel.loadbalancer.packets import Ends
 
