@@ -220,6 +220,36 @@ def _resolver(item: Document) -> str:
     return f"{_words(named) or ','.join(labels)} port {resolver.get('port', 53)}"
 
 
+def _policy_types(item: Document) -> str:
+    spec = _spec(item)
+    return _words(spec.get("policyTypes") or (["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]))
+
+
+def _audited(item: Document) -> str:
+    annotations: Mapping[str, str] = item["object"]["metadata"].get("annotations", {})
+    return "audit" if annotations.get("hookline.dev/audit") == "true" else "enforce"
+
+
+def _policy_columns(who: str, selector: str) -> list[Column]:
+    return [
+        (who, lambda item: _selector(_spec(item).get(selector, {}))),
+        ("TYPES", _policy_types),
+        ("INGRESS", lambda item: len(_spec(item).get("ingress", []))),
+        ("EGRESS", lambda item: len(_spec(item).get("egress", []))),
+        ("MODE", _audited),
+    ]
+
+
+def _probes(stage: Document) -> int:
+    def many(value: object) -> int:
+        return len(value) if isinstance(value, list) else 1
+
+    return sum(
+        many(line["from"]) * many(line["to"]) * many(line["port"]) * many(line.get("protocol", "TCP"))
+        for line in stage.get("probes", [])
+    )
+
+
 SERVICE: list[Column] = [
     ("ADDRESSES", lambda item: _words(item["addresses"])),
     ("PORTS", lambda item: _ports(_spec(item).get("ports", []), "port")),
@@ -252,6 +282,16 @@ COLUMNS: dict[str, list[Column]] = {
         ("ENDPOINTS", lambda item: len(item["object"].get("endpoints", []))),
     ],
     "NodeConfig": [("INTERFACES", _interfaces)],
+    "NetworkPolicy": _policy_columns("PODS", "podSelector"),
+    "HostPolicy": [
+        *_policy_columns("NODES", "nodeSelector"),
+        ("DEFAULT", lambda item: _spec(item).get("defaultVerdict", "deny")),
+    ],
+    "PolicyTest": [
+        ("STEPS", lambda item: len(_spec(item).get("steps", []))),
+        ("PROBES", lambda item: sum(map(_probes, [_spec(item), *_spec(item).get("steps", [])]))),
+        ("ABOUT", lambda item: _spec(item).get("description", "")),
+    ],
     "ServicePolicy": [
         ("FOR", _policy_target),
         ("ALGORITHM", lambda item: _spec(item).get("algorithm", "maglev")),

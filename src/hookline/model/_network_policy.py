@@ -22,10 +22,12 @@ from hookline.model._selectors import LabelSelector
 IPNetwork = IPv4Network | IPv6Network
 PolicyType = Literal["Ingress", "Egress"]
 
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_PLAIN = re.compile(r"[0-9A-Fa-f:.]+/(0|[1-9][0-9]{0,2})")
 _PREFIX_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 18)
 def network_of(text: str) -> IPNetwork:
     """The network that a CIDR names.
 
@@ -34,33 +36,37 @@ def network_of(text: str) -> IPNetwork:
     Raises:
         Refused: It names none.
     """
-    shown = value_text(text)
-    address_text, slash, length_text = text.partition("/")
-    if not slash:
+    if _PLAIN.fullmatch(text):
         try:
-            address = host_address(text)
-        except Refused:
-            raise Refused(f"{shown} is not a network such as 192.0.2.0/24 or 2001:db8::/64") from None
-        raise Refused(
-            f"{shown} is an address; a network is needed", remedy=f"write {text}/{address.max_prefixlen}"
-        )
+            network = IPv6Network(text) if ":" in text else IPv4Network(text)
+        except ValueError:
+            raise _not_a_network(text) from None
+        if network.version == 4 or network.network_address not in _MAPPED:
+            return network
+    raise _not_a_network(text)
+
+
+def _not_a_network(text: str) -> Refused:
+    """What is wrong with a text that is none."""
+    shown = value_text(text)
+    nonsense = Refused(f"{shown} is not a network such as 192.0.2.0/24 or 2001:db8::/64")
+    address_text, slash, length_text = text.partition("/")
     try:
         address = host_address(address_text)
     except Refused as refused:
         if "clothes" in str(refused):
-            raise Refused(f"{shown} is a network of IPv4 addresses in IPv6 clothes") from None
-        raise Refused(f"{shown} is not a network such as 192.0.2.0/24 or 2001:db8::/64") from None
-    if not _PREFIX_LENGTH.fullmatch(length_text) or int(length_text) > address.max_prefixlen:
-        raise Refused(
-            f"{shown} is not a network: after the slash stands a number from 0 to {address.max_prefixlen}"
-        )
+            return Refused(f"{shown} is a network of IPv4 addresses in IPv6 clothes")
+        return nonsense
+    most = address.max_prefixlen
+    if not slash:
+        return Refused(f"{shown} is an address; a network is needed", remedy=f"write {text}/{most}")
+    if not _PREFIX_LENGTH.fullmatch(length_text) or int(length_text) > most:
+        return Refused(f"{shown} is not a network: after the slash stands a number from 0 to {most}")
     network = ip_network((address, int(length_text)), strict=False)
-    if network.network_address != address:
-        raise Refused(
-            f"{shown} has bits beyond its prefix, so it may mean two things",
-            remedy=f"write {network} for the network, {address}/{address.max_prefixlen} for the one address",
-        )
-    return network
+    return Refused(
+        f"{shown} has bits beyond its prefix, so it may mean two things",
+        remedy=f"write {network} for the network, {address}/{most} for the one address",
+    )
 
 
 def _cidr(value: str) -> str:
@@ -80,6 +86,8 @@ class IPBlock(Own):
 
     @model_validator(mode="after")
     def _holes_are_within(self) -> IPBlock:
+        if not self.except_:
+            return self
         refusals = []
         network = self.network
         for index, hole in enumerate(self.holes):

@@ -7,8 +7,10 @@ object, field), the offending value, what is allowed, and the nearest known word
 from __future__ import annotations
 
 import copy
+import gc
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -55,11 +57,25 @@ def parse(document: object, origin: Origin | None = None, *, locate: Locate | No
     kind = _kind_of(document, origin, locate)
     fields = {key: value for key, value in document.items() if key not in ("apiVersion", "kind")}
     try:
-        resource = kind.model_validate(fields, by_alias=True, by_name=False)
+        with _collecting_later():
+            resource = kind.model_validate(fields, by_alias=True, by_name=False)
     except ValidationError as error:
         resource = _second_look(kind, fields, error, origin, locate)
     resource._origin = origin
     return resource
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Keeps the garbage collector away: of a document with 100,000 parts, all of which stay, it took four fifths of the time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _kind_of(document: dict[Any, Any], origin: Origin | None, locate: Locate | None) -> type[Resource]:
@@ -234,7 +250,9 @@ def _annotation_at(annotation: Any, path: FieldPath) -> Any:
 
 
 def _range_at(kind: type[Resource], path: FieldPath) -> tuple[int | None, int | None]:
-    """The bounds that the field at a path declares."""
+    """The bounds that the field at a path declares, or those of a list's entries."""
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
     model = _annotation_at(kind, path[:-1])
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or not path:
         return NO_RANGE
