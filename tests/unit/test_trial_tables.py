@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,54 @@ def test_a_step_that_cannot_be_is_named(read: Any, given: Document, message: str
     with pytest.raises(TrialError, match=message) as caught:
         read(table("t", [pod("a", "10.1.1.1")], probe("a", "a"), steps=[given]))
     assert "PolicyTest/default/t step 1" in caught.value.what
+
+
+def service(*backends: str) -> list[Document]:
+    """A service on 10.96.0.10:80, whose backends listen on 8080."""
+    metadata = {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "s"},
+            "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 80, "targetPort": 8080}]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata,
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [one]} for one in backends],
+            "ports": [{"port": 8080}],
+        },
+    ]
+
+
+def test_who_asks_a_service_asks_its_backend(read: Any) -> None:
+    (step,) = read(
+        table("t", [pod("a"), pod("b", "10.1.1.1"), *service("10.1.1.1")], probe("a", "10.96.0.10"))
+    )
+    (asked,) = step.asked
+    assert (asked.port, asked.via) == (80, (IPv4Address("10.96.0.10"), 80))
+    assert (asked.asked, asked.listening, asked.destination) == ("default/b", 8080, "default/b")
+    assert [member.endpoint for member in step.plan.externals] == []
+
+
+@pytest.mark.parametrize(
+    ("backends", "port", "why"),
+    [
+        (["10.1.1.1", "10.1.1.2"], 80, "2 backends take its connections"),
+        ([], 80, "0 backends"),
+        (["10.1.1.1"], 81, "the service has no such port"),
+    ],
+)
+def test_a_service_is_probed_where_it_is_sure_who_is_asked(
+    read: Any, backends: list[str], port: int, why: str
+) -> None:
+    resources = [pod("a"), pod("b", "10.1.1.1"), pod("c", "10.1.1.2"), *service(*backends)]
+    with pytest.raises(TrialError, match=f"10.96.0.10:{port}/TCP cannot be probed") as caught:
+        read(table("t", resources, probe("a", "10.96.0.10", port=port)))
+    assert why in caught.value.why
 
 
 def test_files_are_looked_for_beside_the_table(read: Any, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ GROUPS = (
         "rows",
         lab=True,
     ),
+    Group({"policy-probes": "2,000 live probes of policies"}, "_trials", "probe_rows"),
     Group(
         {
             f"request-{way}-{percentile}{suffix}": f"a request through {text}, {percentile}, {where}"

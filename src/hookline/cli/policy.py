@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hookline.cli._options import JsonOption
+from hookline.cli._options import JsonOption, NodeOption
 
 if TYPE_CHECKING:
     from hookline.trials import Row
 
 app = typer.Typer(
     name="policy",
-    help="Network policies: try tables of who may reach whom.",
+    help="Network policies: try tables of who may reach whom, and policies without denying.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -83,6 +83,54 @@ def try_tables(
         )
     if wrong or no_datapath:
         raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    policy: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A NetworkPolicy, NAME or NAMESPACE/NAME, or a HostPolicy's name."
+        ),
+    ],
+    off: Annotated[bool, typer.Option("--off", help="Enforce it again.")] = False,
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Have a policy only report what it would deny: it isolates nobody, and its denials are told as verdicts.
+
+    The object on the node is marked, not its file: applying that again enforces the policy again, unless it has the
+    annotation hookline.dev/audit: "true" itself.
+
+    \b
+    Examples:
+      hookline policy audit shop/web && hookline verdicts --follow
+      hookline policy audit shop/web --off
+    """
+    from hookline import trials
+    from hookline.cli._output import print_json
+    from hookline.cli.objects import _opened, _print_warnings
+
+    with _opened(node, reading=False) as opened:
+        changed, applied = trials.set_audit(opened, policy, on=not off)
+        if as_json:
+            print_json(
+                {
+                    "node": str(opened.name),
+                    "policy": changed.reference,
+                    "audited": not off,
+                    "changed": applied is not None,
+                }
+            )
+            return
+        already = "" if applied is not None else " already"
+        print(
+            f"{changed.reference} is enforced{already}"
+            if off
+            else f"{changed.reference} is audited{already}: it denies nothing; hookline verdicts --follow tells what it would"
+        )
+        if applied is not None:
+            _print_warnings(applied.plan)
 
 
 def _refuse_unprivileged() -> None:

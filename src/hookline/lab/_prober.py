@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from hookline.lab import _sctp
 from hookline.lab._errors import LabError
+from hookline.lab._inside import open_sockets
 from hookline.lab._plan import Family, Member
 from hookline.model.names import Address, Protocol
 from hookline.net import inside
@@ -88,13 +89,19 @@ _OPENING: dict[Family, list[tuple[int, int, int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A probe: from a member to another's own address."""
+    """A probe from a member to another.
+
+    Attributes:
+        port: The target's, on which it is listened.
+        via: The address and port that are asked where these are not the target's own: a service's, whose packets the target gets.
+    """
 
     source: str
     target: str
     port: int
     protocol: Protocol
     family: Family
+    via: tuple[Address, int] | None = None
 
 
 @dataclass(slots=True)
@@ -203,10 +210,14 @@ class Prober:
         if flight is not None:
             self._note(flight)
 
-    def seen(self, protocol: str, port: int, address: Address, to_port: int) -> None:
-        """An opening packet from this port came through to this address and port."""
+    def seen(self, at: Member, protocol: str, port: int, address: Address, to_port: int) -> None:
+        """A member saw an opening packet from this port to this address and port; a node sees what it forwards, too."""
         flight = self._flights.get((protocol, port))
-        if flight is not None and flight.address == address and flight.question.port == to_port:
+        if flight is not None and (flight.target, flight.address, flight.question.port) == (
+            at,
+            address,
+            to_port,
+        ):
             self._note(flight)
 
     def answered(self, port: int, kind: _sctp.Kind, tag: int) -> None:
@@ -238,10 +249,7 @@ class Prober:
             by_source.setdefault(flight.source.endpoint, []).append(flight)
         try:
             for mine in by_source.values():
-                place = self.place(mine[0].source)
-                with inside(place.member.netns):
-                    for flight in mine:
-                        flight.open(place)
+                self._open(self.place(mine[0].source), mine)
             self._waiting = len(flights)
             self._heard_at = time.monotonic()
             for flight in flights:
@@ -252,6 +260,19 @@ class Prober:
             for flight in flights:
                 flight.close()
         return [flight.result() for flight in flights]
+
+    def _open(self, place: _Place, flights: Sequence[_Flight]) -> None:
+        """Opens what asks. What goes to a service's address is of the member's cgroup too, where the node's programs are."""
+        of_services = [one for one in flights if one.question.via is not None]
+        wanted = [one.socket_kind for one in of_services]
+        group = self._lab.cgroup(place.member.endpoint)
+        opened = open_sockets(place.member.netns, group, wanted) if wanted and group else []
+        for flight, handle in zip(of_services, opened, strict=bool(opened)):
+            flight.open(place, handle)
+        with inside(place.member.netns):
+            for flight in flights:
+                if not opened or flight.question.via is None:
+                    flight.open(place)
 
     def _wait(self, quiet_s: float, *, until_answered: bool) -> None:
         end = time.monotonic() + _LONGEST_S
@@ -309,6 +330,7 @@ class _Flight:
         "_handle",
         "_prober",
         "address",
+        "asked",
         "has_arrived",
         "heard",
         "nonce",
@@ -332,6 +354,7 @@ class _Flight:
     ) -> None:
         self._prober, self.question = prober, question
         self.source, self.target, self.origin, self.address = source, target, origin, address
+        self.asked = question.via or (address, question.port)
         self.nonce = nonce
         self.tag = int.from_bytes(nonce[-4:], "big") | 0x80000000
         self.port = 0
@@ -339,16 +362,20 @@ class _Flight:
         self.heard: Heard | None = None
         self._handle: socket.socket | None = None
 
-    def open(self, place: _Place) -> None:
-        """Opens what asks, in the source's network namespace; nothing is sent yet."""
+    @property
+    def socket_kind(self) -> tuple[int, int]:
+        """Family and type of the socket that asks."""
+        kind = socket.SOCK_STREAM if self.question.protocol == "tcp" else socket.SOCK_DGRAM
+        return _domain(self.question.family), kind
+
+    def open(self, place: _Place, handle: socket.socket | None = None) -> None:
+        """Opens what asks, in the source's network namespace, unless it is given; nothing is sent yet."""
         protocol = self.question.protocol
         if protocol == "sctp":
             place.raw(self.question.family)
             self.port = self._prober.take_port(self)
             return
-        family = socket.AF_INET if self.question.family == 4 else socket.AF_INET6
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        handle = socket.socket(family, kind)
+        handle = handle if handle is not None else socket.socket(*self.socket_kind)
         self._handle = handle
         handle.setblocking(False)
         if protocol == "tcp":
@@ -374,7 +401,7 @@ class _Flight:
             self._send_init()
             return
         try:
-            handle.connect((str(self.address), self.question.port))
+            handle.connect((str(self.asked[0]), self.asked[1]))
             if self.question.protocol == "udp":
                 handle.send(self.nonce)
         except BlockingIOError:
@@ -388,8 +415,8 @@ class _Flight:
         handle = self._prober.place(self.source).raw(self.question.family)
         try:
             handle.sendto(
-                _sctp.init(self.port, self.question.port, self.tag),
-                (str(self.address), 0),
+                _sctp.init(self.port, self.asked[1], self.tag),
+                (str(self.asked[0]), 0),
             )
         except OSError as error:
             self._failed(error.errno or 0)
@@ -513,7 +540,7 @@ class _Place:
             else:
                 at, to = _IPV6_HEADER, ip_address(data[24:40])
             source, destination = struct.unpack_from("!HH", data, at)
-            self._prober.seen("tcp", source, to, destination)
+            self._prober.seen(self.member, "tcp", source, to, destination)
 
     def _take_raw(self, family: Family) -> None:
         handle = self._raw[family]
@@ -525,7 +552,8 @@ class _Place:
             if packet.kind != "init":
                 self._prober.answered(packet.destination, packet.kind, packet.verification)
                 continue
-            self._prober.seen("sctp", packet.source, _address(self.member, family), packet.destination)
+            address = _address(self.member, family)
+            self._prober.seen(self.member, "sctp", packet.source, address, packet.destination)
             listening = (packet.destination, family) in self._associations
             with contextlib.suppress(OSError):
                 handle.sendto(_sctp.answer(packet, listening=listening), (peer[0], 0))

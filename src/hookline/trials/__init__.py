@@ -8,9 +8,10 @@ A table is a `PolicyTest`: resources, probes with what is expected of each, and 
 as real packets. Neither knows of the other.
 """
 
+from hookline.trials._audit import set_audit
 from hookline.trials._errors import TrialError
 from hookline.trials._rows import Row, Verdict
 from hookline.trials._run import Mode, run
 from hookline.trials._tables import Asked, Step, read_tables
 
-__all__ = ["Asked", "Mode", "Row", "Step", "TrialError", "Verdict", "read_tables", "run"]
+__all__ = ["Asked", "Mode", "Row", "Step", "TrialError", "Verdict", "read_tables", "run", "set_audit"]

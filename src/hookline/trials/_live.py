@@ -124,7 +124,7 @@ class Stage:
     def ask(self, step: Step, rows: Sequence[Row]) -> None:
         """Sends a step's probes, all at once; those that should have got through and did not a second time."""
         questions = [
-            Question(one.asking, one.asked, one.port, _protocol(one.protocol), one.family)
+            Question(one.asking, one.asked, one.listening, _protocol(one.protocol), one.family, one.via)
             for one in step.asked
         ]
         for row, heard in zip(rows, self._prober.ask(questions), strict=True):

@@ -59,9 +59,9 @@ def decide(steps: Sequence[Step], rows: Sequence[Sequence[Row]], *, asked: bool)
     """
     for step, mine in zip(steps, rows, strict=True):
         evaluator = policy.Evaluator(policy.World.of(step.resources))
-        for row in mine:
-            source, target = (Endpoint.parse(text).member for text in (row.source, row.target))
-            probe = policy.Probe(source, target, row.protocol, row.port, row.family)
+        for row, one in zip(mine, step.asked, strict=True):
+            source = Endpoint.parse(one.source).member
+            probe = policy.Probe(source, one.destination, one.protocol, one.listening, one.family)
             decision = evaluator.decide(probe)
             row.decided_by = decision.decided_by
             if asked:

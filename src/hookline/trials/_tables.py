@@ -7,13 +7,16 @@ no address is given out that some table names.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hookline import lab
+from hookline.control import Frontend, Pool
+from hookline.control.catalogue import Catalogue
+from hookline.control.inventory import Here
 from hookline.lab import Family, LabError
-from hookline.model import ExternalHost, Node, Pod, PolicyTest, Resource, parse
+from hookline.model import ExternalHost, Node, Pod, PolicyTest, Resource, Service, VirtualService, parse
 from hookline.model.names import Address, Endpoint, InvalidName
 from hookline.sources import files
 from hookline.trials._errors import TrialError
@@ -30,6 +33,8 @@ class Asked:
     Attributes:
         source: The end that asks, as the table has it; ``target`` likewise.
         asking: The lab's member that asks: ``default/a``, ``node/n``, ``external/x``; ``asked`` the one that is asked.
+        via: The service's address and port that are asked, whose one backend is ``asked``; None: the member's own.
+        listening: The port on which the asked one listens; the table's where no service has another.
     """
 
     source: str
@@ -40,6 +45,13 @@ class Asked:
     protocol: str
     family: Family
     expect: Verdict
+    via: tuple[Address, int] | None
+    listening: int
+
+    @property
+    def destination(self) -> str:
+        """Who is asked as policies see it, which is after a service's translation."""
+        return self.asked if self.via is not None else Endpoint.parse(self.target).member
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +148,39 @@ class _Ends:
     step: _RawStep
     pods: Mapping[str, Pod]
     plan: lab.Plan
+    services: Mapping[Frontend, Pool]
     by_address: Mapping[Address, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_address = {a: member.endpoint for member in self.plan.members for a in member.addresses}
+
+    def backend(self, probe: Any) -> tuple[str, int] | None:
+        """The member and its port behind a service's address, where the target is one.
+
+        Raises:
+            TrialError: The service does not have that port, or not one backend.
+        """
+        address = _endpoint(probe.target, self.step).address
+        if address is None or address in self.by_address:
+            return None
+        pool = next(
+            (
+                pool
+                for one, pool in self.services.items()
+                if (one.address, one.port, one.protocol) == (address, probe.port, probe.protocol)
+            ),
+            None,
+        )
+        targets = [one for one in pool.targets if one.effective_weight] if pool is not None else []
+        if len(targets) != 1:
+            raise TrialError(
+                f"{self.step}: {probe.target}:{probe.port}/{probe.protocol} cannot be probed",
+                why=f"{len(targets)} backends take its connections, and which of them is asked would be chance"
+                if pool is not None
+                else "the service has no such port",
+                remedy="give the service one backend" if pool is not None else "probe a port that it has",
+            )
+        return self.by_address[targets[0].address], targets[0].port
 
     def member(self, text: str) -> tuple[str, Address | None]:
         """The lab's member behind an end of a probe, and the address where the end is one."""
@@ -198,7 +239,8 @@ class _Addressing:
 
     def _step(self, step: _RawStep) -> Step:
         members = [self._known(one) for one in step.resources if _is_member(one)]
-        made_up = self._made_up(step, members)
+        services = _services(step.resources)
+        made_up = self._made_up(step, members, {one.address for one in services})
         reserved = self._given.union(*self._chosen.values()) if self._chosen else self._given
         plan = lab.plan((*members, *made_up), _PLANNED, FAMILIES, reserved=reserved)
         self._note(step, plan)
@@ -210,7 +252,7 @@ class _Addressing:
             if not _is_member(one):
                 filled[one.reference] = _in_node(one, nodes) if isinstance(one, Pod) else one
         pods = {f"{one.namespace}/{one.name}": one for one in step.resources if isinstance(one, Pod)}
-        ends = _Ends(step, pods, plan)
+        ends = _Ends(step, pods, plan, services)
         asked = tuple(row for probe in step.probes for row in _asked(probe, ends))
         return Step(step.table.name, step.number, tuple(filled.values()), plan, asked)
 
@@ -235,9 +277,9 @@ class _Addressing:
                 self._chosen.setdefault(("Node", one.name, "", ()), _addresses(one))
                 self._networks.setdefault(one.name, list(one.spec.pod_cidrs))
 
-    def _made_up(self, step: _RawStep, members: Sequence[Resource]) -> list[Resource]:
-        """A machine outside for every address that probes name and no member has."""
-        there = {address for one in members for address in _addresses(one)}
+    def _made_up(self, step: _RawStep, members: Sequence[Resource], services: Set[Address]) -> list[Resource]:
+        """A machine outside for every address that probes name and no member or service has."""
+        there = {address for one in members for address in _addresses(one)} | services
         found: dict[Address, Resource] = {}
         for probe in step.probes:
             for text in (probe.source, probe.target):
@@ -258,7 +300,15 @@ class _Addressing:
 
 def _asked(probe: Any, ends: _Ends) -> Iterator[Asked]:
     asking, one = ends.member(probe.source)
-    asked, other = ends.member(probe.target)
+    via, listening = None, probe.port
+    backend = ends.backend(probe)
+    if backend is None:
+        asked, other = ends.member(probe.target)
+    else:
+        asked, listening = backend
+        other = Endpoint.parse(probe.target).address
+        assert other is not None, "services are asked by address"
+        via = (other, probe.port)
     versions = {address.version for address in (one, other) if address is not None}
     families = tuple(family for family in FAMILIES if not versions or versions == {family})
     if probe.family is not None:
@@ -279,7 +329,17 @@ def _asked(probe: Any, ends: _Ends) -> Iterator[Asked]:
             probe.protocol,
             family,
             probe.expect,
+            via,
+            listening,
         )
+
+
+def _services(resources: Sequence[Resource]) -> dict[Frontend, Pool]:
+    """What stands behind the addresses of services, by where it is asked for."""
+    if not any(isinstance(one, Service | VirtualService) for one in resources):
+        return {}
+    pools = Catalogue.of(resources, Here()).pools.values()
+    return {frontend: pool for mine in pools for pool in mine for frontend in pool.frontends}
 
 
 def _is_member(one: Resource) -> bool:
