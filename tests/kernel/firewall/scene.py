@@ -103,6 +103,7 @@ class Scene:
                             "ipv6/conf/all/forwarding": int(path == scene.node),
                             "ipv4/conf/all/rp_filter": 0,
                             "ipv4/conf/default/rp_filter": 0,
+                            "ipv6/conf/default/accept_dad": 0,
                         }
                     )
             commands = _NODE

@@ -370,6 +370,11 @@ class Firewall:
         if self.fresh:
             # Nobody adopts a mixture of two versions' maps and programs, if this process ends in between.
             self._active["digest"][0] = 0
+            there = self.folder / "maps" / "active"
+            if there.exists():
+                with bpf.Map.from_pin(there) as older:
+                    if "digest" in (older.value_dtype.names or ()):
+                        older.view()["digest"][0] = 0
         pinning.pin_all(self.folder, self.maps, self.programs)
         if self.fresh:
             self._active["digest"][0] = self.tunables.digest

@@ -35,11 +35,6 @@ static __always_inline struct identity *identity_of(const struct address *addres
 	return bpf_map_lookup_elem(&identities, &key);
 }
 
-static __always_inline bool has_ports(__u8 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
-}
-
 /* The rule of a set that is about such a packet; NULL where there is none. */
 static __noinline struct rule *find_rule(const struct subject *subject, __u32 set, __u32 identity,
 					 __be16 port)

@@ -91,6 +91,7 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 	struct ipv6hdr *ipv6 = data + L3_OFFSET;
 	__u32 length = subject->length - L3_OFFSET;
 	struct udphdr *udp;
+	__s32 room; /* behind the IP header, as that says */
 	__u8 protocol;
 
 	/* Both fixed headers end before it: an IPv4 packet with 8 octets behind its header, an IPv6 header.
@@ -101,7 +102,8 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 		/* Version 4, no options. */
 		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET_MASK))
 			return KIND_REST;
-		if (bpf_ntohs(ip->tot_len) > length)
+		room = bpf_ntohs(ip->tot_len) - sizeof(*ip);
+		if (room + sizeof(*ip) > length)
 			return KIND_REST;
 		address_from_ipv4(source_of(&subject->key, direction), ip->saddr);
 		address_from_ipv4(destination_of(&subject->key, direction), ip->daddr);
@@ -111,7 +113,8 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 		/* Ports are read behind the header. */
 		if ((void *)(ipv6 + 1) + sizeof(*udp) > data_end)
 			return KIND_REST;
-		if (ipv6->version != 6 || bpf_ntohs(ipv6->payload_len) + sizeof(*ipv6) > length)
+		room = bpf_ntohs(ipv6->payload_len);
+		if (ipv6->version != 6 || room + sizeof(*ipv6) > length)
 			return KIND_REST;
 		address_from_ipv6(source_of(&subject->key, direction), ipv6->saddr);
 		address_from_ipv6(destination_of(&subject->key, direction), ipv6->daddr);
@@ -125,15 +128,25 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 		struct tcphdr *tcp = (void *)udp;
 
 		/* Its flags are read. */
-		if ((void *)(tcp + 1) > data_end)
+		if ((void *)(tcp + 1) > data_end || room < (__s32)sizeof(*tcp))
 			return KIND_REST;
 		subject->tcp_flags = tcp->flags;
-	} else if (protocol != IPPROTO_UDP) {
+	} else if (protocol != IPPROTO_UDP || room < (__s32)sizeof(*udp)) {
 		return KIND_REST;
 	}
 	subject->key.protocol = protocol;
 	set_ends(subject, direction, udp->source, udp->dest);
 	return KIND_FLOW;
+}
+
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+static __always_inline bool is_icmp(__u8 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 }
 
 /* What is read of the header behind IP. */
@@ -144,11 +157,18 @@ struct l4 {
 	__u8 type;  /* ICMP's, or of SCTP's first chunk */
 };
 
-/* Reads it; -1 where it is not whole. Of a quoted packet only the first 8 octets need be there. */
-static __always_inline int read_l4(struct __sk_buff *skb, __u32 offset, __u8 protocol, bool quoted,
+/* Reads it; -1 where it is not whole before `end`. Of a quoted packet only the first 8 octets need be there.
+ */
+static __always_inline int read_l4(struct __sk_buff *skb, __u32 offset, __u32 end, __u8 protocol, bool quoted,
 				   struct l4 *l4)
 {
+	__u32 needed = protocol == IPPROTO_TCP && !quoted    ? sizeof(struct tcphdr)
+		       : protocol == IPPROTO_SCTP && !quoted ? 12
+							     : 8;
 	__u8 octets[16] = {};
+
+	if (offset + needed > end && (has_ports(protocol) || is_icmp(protocol)))
+		return -1;
 
 	switch (protocol) {
 	case IPPROTO_TCP:
@@ -277,7 +297,7 @@ static __always_inline enum kind icmp_kind(struct subject *subject, __u8 directi
 static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subject *subject)
 {
 	__u8 direction = subject->direction, hops;
-	__u32 length = subject->length - L3_OFFSET;
+	__u32 length = subject->length - L3_OFFSET, end;
 	struct walk walk = {};
 	struct l4 l4 = {};
 	__be16 type;
@@ -299,6 +319,7 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 			total = length;
 		if (ip.version != 4 || header < sizeof(ip) || total < header || total > length)
 			return KIND_BAD_IPV4;
+		end = L3_OFFSET + total;
 		address_from_ipv4(source_of(&subject->key, direction), ip.saddr);
 		address_from_ipv4(destination_of(&subject->key, direction), ip.daddr);
 		walk.offset = L3_OFFSET + header;
@@ -315,6 +336,10 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 			return KIND_BAD_IPV6;
 		if (ip.version != 6 || sizeof(ip) + bpf_ntohs(ip.payload_len) > length)
 			return KIND_BAD_IPV6;
+		end = L3_OFFSET + sizeof(ip) + bpf_ntohs(ip.payload_len);
+		/* The same, with a jumbo payload. */
+		if (end == L3_OFFSET + sizeof(ip) && length > 0xffff)
+			end = subject->length;
 		address_from_ipv6(source_of(&subject->key, direction), ip.saddr);
 		address_from_ipv6(destination_of(&subject->key, direction), ip.daddr);
 		walk.offset = L3_OFFSET + sizeof(ip);
@@ -338,7 +363,7 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 		return KIND_LATER_FRAGMENT;
 	}
 	subject->first_fragment = walk.fragment != 0;
-	if (read_l4(skb, walk.offset, walk.next, false, &l4))
+	if (read_l4(skb, walk.offset, end, walk.next, false, &l4))
 		return KIND_BAD_L4;
 	if (walk.next == (type == bpf_htons(ETH_P_IP) ? IPPROTO_ICMP : IPPROTO_ICMPV6))
 		return icmp_kind(subject, direction, &l4, walk.offset, hops);
@@ -383,7 +408,7 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct subj
 		if (walk_extensions(skb, &walk) || walk.many || walk.fragment & 0xfff8)
 			return -1;
 	}
-	if (read_l4(skb, walk.offset, walk.next, true, &l4))
+	if (read_l4(skb, walk.offset, subject->length, walk.next, true, &l4))
 		return -1;
 	quoted->key.protocol = walk.next;
 	quoted->key.interface = subject->key.interface;

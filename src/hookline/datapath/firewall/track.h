@@ -22,7 +22,7 @@ static __always_inline __u32 timeout_of(__u8 protocol, __u8 state)
 			return tcp_closing_s;
 		return state == TRACK_CLOSED ? tcp_closed_s : tcp_new_s;
 	}
-	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
+	if (is_icmp(protocol))
 		return icmp_s;
 	if (protocol != IPPROTO_UDP && protocol != IPPROTO_SCTP)
 		return other_s;
