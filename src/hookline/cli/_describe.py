@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hookline.cli._output import print_table
 from hookline.cli._tables import BACKEND_HEAD, backend_cells
+from hookline.model import (
+    EgressRule,
+    HostEgressRule,
+    HostIngressRule,
+    HostPolicy,
+    HostPolicySpec,
+    IngressRule,
+    NetworkPolicy,
+)
+from hookline.policy import is_audited, peer_text, port_text, selector_text
 
 if TYPE_CHECKING:
     from hookline.model import Resource
 
+Rule = IngressRule | EgressRule | HostIngressRule | HostEgressRule
 Document = Mapping[str, Any]
 
 
@@ -24,6 +35,9 @@ def print_item(document: Document, resource: Resource) -> None:
         fields.append(("labels", " ".join(f"{key}={value}" for key, value in labels.items())))
     status = item.get("status")
     if status is None:
+        if isinstance(resource, NetworkPolicy | HostPolicy):
+            _print_policy(resource, fields)
+            return
         _print_fields(fields)
         _print_object(resource)
         return
@@ -50,6 +64,40 @@ def _print_object(resource: Resource) -> None:
     print()
     for line in files.dump([resource]).splitlines():
         print(f"  {line}")
+
+
+def _print_policy(policy: NetworkPolicy | HostPolicy, fields: list[tuple[str, str]]) -> None:
+    """A policy in words: whom it isolates, and what it allows them."""
+    spec = policy.spec
+    if isinstance(spec, HostPolicySpec):
+        fields.append(("nodes", selector_text(spec.node_selector)))
+        fields.append(("default", spec.default_verdict))
+    else:
+        fields.append(("pods", f"{selector_text(spec.pod_selector)} of namespace {policy.namespace}"))
+    fields.append(("isolates for", " and ".join(one.lower() for one in dict.fromkeys(spec.effective_types))))
+    if is_audited(policy):
+        fields.append(("mode", "audit: what it would deny is reported, and nothing is denied"))
+    _print_fields(fields)
+    sides: tuple[tuple[str, str, str, Sequence[Rule]], ...] = (
+        ("Ingress", "ingress", "FROM", spec.ingress),
+        ("Egress", "egress", "TO", spec.egress),
+    )
+    for kind, name, head, rules in sides:
+        if kind not in spec.effective_types:
+            if rules:
+                print(f"\n{name}: its rules mean nothing, since policyTypes has no {kind}")
+            continue
+        print(f"\n{name}" + ("" if rules else ": nothing is allowed"))
+        rows = [
+            (
+                str(number),
+                "; ".join(map(peer_text, rule.peers)) or "anybody",
+                " ".join(map(port_text, rule.ports)) or "any",
+            )
+            for number, rule in enumerate(rules)
+        ]
+        if rows:
+            print_table(("RULE", head, "PORTS"), rows, indent=2)
 
 
 def _print_pool(pool: Document) -> None:

@@ -12,6 +12,7 @@ from hookline.policy._errors import PolicyError, TooManyRows
 from hookline.policy._evaluate import Evaluator, evaluate
 from hookline.policy._impact import Impact, impact
 from hookline.policy._numbers import RuleNumbers
+from hookline.policy._words import peer_text, port_text, selector_text
 from hookline.policy._world import AUDIT_ANNOTATION, World, is_audited
 
 __all__ = [
@@ -32,4 +33,7 @@ __all__ = [
     "evaluate",
     "impact",
     "is_audited",
+    "peer_text",
+    "port_text",
+    "selector_text",
 ]
