@@ -5,6 +5,7 @@ while.
 """
 
 from hookline.net import cgroups
+from hookline.net._diag import Connected, SocketName, connected_sockets, destroy_sockets
 from hookline.net._errors import NetworkError, NetworkNotPermitted
 from hookline.net._links import (
     Interface,
@@ -15,7 +16,7 @@ from hookline.net._links import (
     offloads,
     set_offloads,
 )
-from hookline.net._lookup import routes_to
+from hookline.net._lookup import own_addresses, routes_to
 from hookline.net._monitor import Happening, Monitor
 from hookline.net._namespaces import (
     NETNS_DIR,
@@ -27,6 +28,7 @@ from hookline.net._namespaces import (
     id_here,
     inside,
     list_names,
+    namespaces_by_id,
     own_cookie,
     own_number,
     processes_hidden,
@@ -62,6 +64,7 @@ __all__ = [
     "ROUTE_PROTOCOL",
     "Address",
     "Change",
+    "Connected",
     "Happening",
     "Interface",
     "Monitor",
@@ -72,17 +75,20 @@ __all__ = [
     "NetworkNotPermitted",
     "Offloads",
     "Route",
+    "SocketName",
     "add_address",
     "add_bridge",
     "add_route",
     "add_veth",
     "cgroups",
+    "connected_sockets",
     "create",
     "default_interface",
     "delete",
     "delete_address",
     "delete_link",
     "delete_route",
+    "destroy_sockets",
     "enter",
     "find",
     "forget",
@@ -95,8 +101,10 @@ __all__ = [
     "keep_resolved",
     "link_numbers",
     "list_names",
+    "namespaces_by_id",
     "neighbours",
     "offloads",
+    "own_addresses",
     "own_cookie",
     "own_number",
     "processes_hidden",

@@ -7,6 +7,7 @@ about a millisecond for each answer, which for a service mesh's ten thousand bac
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +24,12 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct rtattr: length, type
 _ERROR = struct.Struct("=i")
 _INDEX = struct.Struct("=I")
 
-_REQUEST = 1
-_NLMSG_ERROR = 2
+_ADDRESS = struct.Struct("=4BI")  # struct ifaddrmsg
+
+_REQUEST, _DUMP = 1, 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_GETADDR = 22
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTM_GETROUTE = 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
 _UNICAST, _LOCAL = 1, 2
@@ -55,6 +60,32 @@ def routes_to(addresses: Iterable[Address]) -> dict[Address, Route]:
                     found[batch[number]] = _answer(kind, body, names, batch[number])
                     left -= 1
     return found
+
+
+def own_addresses() -> frozenset[Address]:
+    """All addresses of the calling thread's network namespace, those of the loopback interface and of links too.
+
+    Raises:
+        NetworkError: The kernel refuses the question.
+    """
+    found: set[Address] = set()
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as netlink:
+        netlink.bind((0, 0))
+        netlink.send(
+            _HEADER.pack(_HEADER.size + _ADDRESS.size, _RTM_GETADDR, _DUMP, 0, 0) + bytes(_ADDRESS.size)
+        )
+        while True:
+            for kind, _, body in _messages(netlink.recv(1 << 16)):
+                if kind == _NLMSG_DONE:
+                    return frozenset(found)
+                if kind == _NLMSG_ERROR:
+                    raise NetworkError("cannot list addresses", why=os.strerror(-_ERROR.unpack_from(body)[0]))
+                values = dict(_attributes(body[_ADDRESS.size :]))
+                octets = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
+                if octets:
+                    found.add(_unpacked(octets))
 
 
 def _question(number: int, address: Address) -> bytes:

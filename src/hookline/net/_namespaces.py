@@ -185,6 +185,23 @@ def find(number: int) -> Path | None:
     return None
 
 
+def namespaces_by_id() -> dict[int, Path]:
+    """Files of the network namespaces that the calling thread's knows by an id (see `id_here`), by it."""
+    found: dict[int, Path] = {}
+    seen: set[int] = set()
+    processes = (Path("/proc") / name / "ns/net" for name in os.listdir("/proc") if name.isdecimal())
+    for path in (*(NETNS_DIR / name for name in list_names()), *processes):
+        try:
+            inode = path.stat().st_ino
+            if inode not in seen:
+                seen.add(inode)
+                found.setdefault(id_here(path), path)
+        except OSError:
+            continue  # it went meanwhile, or may not be seen
+    found.pop(-1, None)
+    return found
+
+
 def processes_hidden(what: str, number: int) -> NetworkNotPermitted:
     """The error for want of the right to see in which network namespaces others' processes are."""
     return NetworkNotPermitted(

@@ -11,16 +11,11 @@ names the socket by its addresses and its cookie. The application sees ECONNABOR
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import socket
-import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +29,6 @@ Row = tuple[int, int]
 """A row of ``backends`` and its generation."""
 
 _TCP, _UDP = 6, 17
-_ALL_STATES = 0xFFFFFFFF
 _PROGRAMS = {_TCP: "destroy_tcp", _UDP: "destroy_udp"}
 
 
@@ -224,42 +218,21 @@ def _by_iterators(obj: bpf.Object, protocols: Iterable[int]) -> None:
 
 def _by_netlink(here: NDArray[np.void], left: Counter[str]) -> Counter[int]:
     """Ends these sockets of this network namespace, one message each."""
-    from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-    from pyroute2.netlink.diag import SOCK_DESTROY, DiagSocket, inet_diag_req
-    from pyroute2.netlink.exceptions import NetlinkError
-
     ended: Counter[int] = Counter()
-    with contextlib.closing(DiagSocket()) as channel:
-        channel.bind()
-        for entry in here:
-            request = inet_diag_req()
-            _fill_request(request, entry)
-            try:
-                tuple(channel.nlm_request(request, SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK))
-            except NetlinkError as error:
-                if error.code != errno.ENOENT:  # it ended by itself meanwhile
-                    left[os.strerror(error.code)] += 1
-                continue
-            ended[int(entry["protocol"])] += 1
+    for protocol in _PROGRAMS:
+        names = [
+            net.SocketName.of(
+                int(entry["family"]),
+                protocol,
+                (entry["local"].tobytes(), int(entry["local_port"].byteswap())),
+                (entry["remote"].tobytes(), int(entry["remote_port"].byteswap())),
+                int(entry["cookie"]),
+            )
+            for entry in here[here["protocol"] == protocol]
+        ]
+        ended[protocol], not_ended = net.destroy_sockets(names)
+        left.update(not_ended)
     return ended
-
-
-def _fill_request(request: Any, entry: np.void) -> None:
-    """Names a socket as the kernel's ``struct inet_diag_sockid`` does."""
-    ends = {}
-    for name in ("local", "remote"):
-        words = struct.unpack("!4I", entry[name].tobytes())
-        ends[name] = (words[3], 0, 0, 0) if entry["family"] == socket.AF_INET else words
-    cookie = int(entry["cookie"])
-    request["sdiag_family"] = int(entry["family"])
-    request["sdiag_protocol"] = int(entry["protocol"])
-    request["idiag_ext"] = 0
-    request["idiag_states"] = _ALL_STATES
-    request["idiag_sport"] = int(entry["local_port"].byteswap())
-    request["idiag_dport"] = int(entry["remote_port"].byteswap())
-    request["idiag_src"], request["idiag_dst"] = ends["local"], ends["remote"]
-    request["idiag_if"] = 0
-    request["idiag_cookie"] = cookie
 
 
 def _mapped(address: Address) -> bytes:
