@@ -149,8 +149,18 @@ class Lab:
         """Take up what other processes changed since."""
         self._take(plan(_read_resources(self.name), self.name, self._record.families))
 
-    def add_pod(self, pod: Resource | Mapping[str, Any]) -> tuple[Resource, ...]:
+    def add_pod(
+        self,
+        pod: Resource | Mapping[str, Any],
+        *,
+        before_up: Callable[[tuple[Resource, ...]], None] = lambda resources: None,
+    ) -> tuple[Resource, ...]:
         """Add a pod to the running lab, with its servers.
+
+        Args:
+            pod: Its document.
+            before_up: Called with all of the lab's resources before the pod can send or be sent anything: its node has its
+                end of the pod's link, with the routes to it. What it raises undoes all.
 
         Returns:
             All of the lab's resources, the new one with its addresses.
@@ -169,7 +179,7 @@ class Lab:
             try:
                 if self._record.cgroups:
                     net.cgroups.make(member.cgroup)
-                _topology.add_pod(after, member)
+                _topology.add_pod(after, member, lambda: before_up(after.resources))
                 _announce.settle_pod(after, folder, member)
                 self._serve([member])
             except BaseException:

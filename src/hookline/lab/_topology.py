@@ -82,11 +82,17 @@ def build(plan: Plan, progress: Callable[[int, int], None] = lambda done, total:
         netlink.apply(_fabric_changes(plan))
 
 
-def add_pod(plan: Plan, pod: Member) -> None:
-    """Add a pod to a lab that is there; ``plan`` has the pod already."""
+def add_pod(plan: Plan, pod: Member, before_up: Callable[[], None] = lambda: None) -> None:
+    """Add a pod to a lab that is there; ``plan`` has the pod already.
+
+    Args:
+        plan: Who there is.
+        pod: Who is added.
+        before_up: Called when the node has its end of the pod's link with all routes, and the pod's own end is down yet.
+    """
     node = _node_of(plan, pod)
     _make_namespace(pod.netns.name, plan.families, router=False)
-    connect_pods(plan, node, [pod])
+    connect_pods(plan, node, [pod], before_up)
     for member in (*plan.nodes, *plan.externals):
         if member is not node:
             with Netlink(member.netns) as netlink:
@@ -110,8 +116,10 @@ def remove_pod(plan: Plan, pod: Member) -> None:
     net.delete(pod.netns.name)
 
 
-def connect_pods(plan: Plan, node: Member, pods: Sequence[Member]) -> None:
-    """Join pods to their node: both ends of their links, addresses and routes."""
+def connect_pods(
+    plan: Plan, node: Member, pods: Sequence[Member], before_up: Callable[[], None] = lambda: None
+) -> None:
+    """Join pods to their node: both ends of their links, addresses and routes. The pods' ends come up last."""
     if not pods:
         return
     with net.inside(node.netns):
@@ -126,13 +134,14 @@ def connect_pods(plan: Plan, node: Member, pods: Sequence[Member]) -> None:
         with net.inside(node.netns):
             for pod in pods:
                 net.set_offloads(host_end(pod.endpoint), gro=True, tx_checksum=False)
-        for pod in pods:
-            with net.inside(pod.netns):
-                net.set_offloads(UPLINK_NAME, gro=True, tx_checksum=False)
-                with Netlink() as inner:
-                    inner.apply(_pod_changes(plan, pod))
         for index, pod in indexes.items():
             netlink.apply(_pod_port_changes(plan, node, pod, index))
+    before_up()
+    for pod in pods:
+        with net.inside(pod.netns):
+            net.set_offloads(UPLINK_NAME, gro=True, tx_checksum=False)
+            with Netlink() as inner:
+                inner.apply(_pod_changes(plan, pod))
 
 
 def _connect_to_fabric(plan: Plan, members: Sequence[Member]) -> None:
