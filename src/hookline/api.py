@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from hookline import control, lab
 from hookline.control import Recovery
@@ -33,7 +33,7 @@ PathLike = str | os.PathLike[str]
 AnyNode = Union["Node", "RemoteNode"]
 """A node, worked on by this process or by its agent: the same calls."""
 
-__all__ = ["AnyNode", "Node", "lab_down", "lab_up", "open_node", "refresh_lab"]
+__all__ = ["AnyNode", "Node", "add_pod", "lab_down", "lab_up", "open_node", "refresh_lab"]
 
 OWNER = "lab"
 """What owns the objects that a lab's nodes have from their lab."""
@@ -182,6 +182,34 @@ def lab_down(name: str = "lab") -> None:
         LabError: There is no such lab, or another process is changing it.
     """
     lab.down(name)
+
+
+def add_pod(place: Lab, pod: Resource | Mapping[str, Any]) -> tuple[Resource, ...]:
+    """Adds a pod to a lab and tells the nodes: policies are in force for it before it can send or be sent anything.
+
+    Returns:
+        All of the lab's resources, the new one with its addresses.
+
+    Raises:
+        LabError: The name or address is taken, or the node is not there; nothing was changed.
+        ControlError: A node refuses, for example for want of room in a map; the lab is as it was.
+    """
+
+    def tell(resources: Iterable[Resource]) -> None:
+        # Not the nodes of this module: they would announce services on the lab's network, which is being changed.
+        for member in place.nodes:
+            with control.Node(NodeName(place.name, member.name)) as node:
+                node.apply(resources, owner=OWNER)
+
+    before = place.resources()
+    try:
+        place.add_pod(pod, before_up=tell)
+    except BaseException:
+        place.refresh()
+        if place.resources() == before:
+            tell(before)
+        raise
+    return refresh_lab(place.name).resources()
 
 
 def refresh_lab(name: str = "lab") -> Lab:

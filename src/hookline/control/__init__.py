@@ -15,18 +15,22 @@ from hookline.control._errors import (
     TableRefused,
 )
 from hookline.control.drift import Repair, Repaired
+from hookline.control.loading import Covered, load
 from hookline.control.moves import Moves
-from hookline.control.node import Applied, BackendStatus, Counted, Covered, Node, PoolStatus, load
+from hookline.control.node import Applied, Node
 from hookline.control.placement import Placement
-from hookline.control.plan import Plan, PoolSummary, ResourceChange, Usage
+from hookline.control.plan import Plan, PolicyChange, PoolSummary, ResourceChange, Usage
 from hookline.control.pools import Frontend, Pool, Target
 from hookline.control.recovery import Recovery, Unclaimed
 from hookline.control.state import Generation
+from hookline.control.statuses import BackendStatus, Counted, PoolStatus
+from hookline.control.verdicts import Connection, RuleCount, VerdictEvent, Verdicts
 
 __all__ = [
     "Applied",
     "BackendStatus",
     "Conflict",
+    "Connection",
     "ControlError",
     "Counted",
     "Covered",
@@ -38,6 +42,7 @@ __all__ = [
     "NotThere",
     "Placement",
     "Plan",
+    "PolicyChange",
     "Pool",
     "PoolStatus",
     "PoolSummary",
@@ -45,11 +50,14 @@ __all__ = [
     "Repair",
     "Repaired",
     "ResourceChange",
+    "RuleCount",
     "StateDamaged",
     "StateError",
     "TableRefused",
     "Target",
     "Unclaimed",
     "Usage",
+    "VerdictEvent",
+    "Verdicts",
     "load",
 ]

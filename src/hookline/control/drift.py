@@ -26,7 +26,7 @@ from hookline.datapath.loadbalancer.balancer import LoadBalancer, pages_for
 
 WINDOW_PAGES = 1024
 """Of the tables that are mapped at once to be looked at: 4 MiB."""
-RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod", "socket"]
+RepairKind = Literal["link", "pin", "service", "backend", "table", "neighbour", "pod", "socket", "rule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Repair:
 
     Attributes:
         kind: ``link`` (an attachment, its program, an interface made anew), ``pin``, a row of ``service`` or ``backend``,
-            a ``table``'s slots, a ``neighbour``, a ``pod``, a ``socket`` without a backend.
+            a ``table``'s slots, a ``neighbour``, a ``pod``, a ``socket`` without a backend,
+            a ``rule`` or another row of the firewall.
         what: Which one, and what was wrong with it.
     """
 

@@ -12,33 +12,51 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from hookline import bpf, model, net
 from hookline.control._errors import Conflict, ControlError, NotThere, StateDamaged
 from hookline.control.catalogue import Catalogue
-from hookline.control.drift import Repair, Repaired, TableWatch, link_drift, link_state, pinned_names
+from hookline.control.drift import Repair, Repaired, link_drift, link_state, pinned_names
 from hookline.control.health import Health, HealthKey
 from hookline.control.inventory import Here
 from hookline.control.lives import Lives, boottime
+from hookline.control.loading import Covered, cause_of_apply, load, source_of
 from hookline.control.moves import FLOW_KEY_BYTES, Moves, Reckoning
-from hookline.control.placement import Placement, Placements, packed, refuse_nat_ports
+from hookline.control.placement import (
+    Placements,
+    forwarding_off,
+    refuse_nat_ports,
+    require_forwarding,
+)
 from hookline.control.plan import Action, Draft, Plan, PoolSummary, ResourceChange, Usage
 from hookline.control.pods import PodRows, PodTable, cookies, pod_rows, treatment
+from hookline.control.policies import Policies
 from hookline.control.pools import Pool, Target
 from hookline.control.recovery import Recovery, Unclaimed, unclaimed
 from hookline.control.rows import ServiceRow
+from hookline.control.serving import (
+    NOT_ENDED,
+    Serving,
+    count_connected,
+    end_sockets,
+    indexes_of,
+    inode_of,
+    usage_of,
+)
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked, salvage
+from hookline.control.statuses import Counted, PoolStatus, statuses_of
 from hookline.control.strays import strays
 from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key, still_wanted
+from hookline.control.verdicts import Connection, RuleCount, Verdicts
 from hookline.datapath import hooks
+from hookline.datapath.firewall.firewall import Totals as FirewallTotals
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
     LoadBalancer,
@@ -52,11 +70,11 @@ from hookline.datapath.loadbalancer.balancer import (
     refuse_occupied,
     totals,
 )
-from hookline.datapath.loadbalancer.sockets import Records, count_sockets, destroy_sockets, live_sockets
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
+from hookline.datapath.loadbalancer.sockets import count_sockets
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import Endpoint, NodeName
-from hookline.sources import files
+from hookline.policy import World
 
 if TYPE_CHECKING:
     from hookline.control.explain import Explanation
@@ -73,43 +91,9 @@ NO_CONNECT_TIME = "pods of this node and the node itself do not reach services"
 
 # The kernel drops neighbours beyond gc_thresh3 (1,024 by default); the rest of the node needs some too.
 RESOLVED_NEIGHBOURS_MAX = 512
-NOT_ENDED = "sockets of backends that are gone are not ended"
 STRAYS_AFTER_S = 0.5
 """From a program of a connecting socket to the connection it is microseconds, unless the machine is very busy."""
-STATE_GONE = "there was no state file, or an empty one, and the kernel has services"
-_SHOWN_SOURCES = 5
-COUNT_EVERY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStatus:
-    """One backend of a pool as the kernel has it. Counters are sums over the CPUs since the backend was added.
-
-    Attributes:
-        slots: Slots of the table that are its own.
-    """
-
-    target: Target
-    placement: Placement
-    slots: int
-    connections: int
-    packets: int
-    bytes: int
-    reply_packets: int
-    reply_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """One pool as the kernel has it. Counters are sums over its frontends and the CPUs."""
-
-    pool: Pool
-    table_size: int
-    connections: int
-    packets: int
-    bytes: int
-    drops: int
-    backends: tuple[BackendStatus, ...]
+STATE_GONE = "there was no state file, or an empty one, and the kernel has {}"
 
 
 @dataclass(slots=True)
@@ -118,87 +102,6 @@ class Applied:
 
     plan: Plan
     attachments: list[Attachment] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Counted:
-    """How many entries a map had when they were last counted, which is `COUNT_EVERY_S` ago at most."""
-
-    _map: int = 0
-    _number: int = 0
-    _until: float = 0.0
-
-    def of(self, table: bpf.Map) -> int:
-        """The number of entries."""
-        now = time.monotonic()
-        if self._map != table.id or now >= self._until:
-            self._map, self._number = table.id, table.used or 0
-            self._until = now + COUNT_EVERY_S
-        return self._number
-
-
-@dataclass(slots=True)
-class _Kernel:
-    """What this process holds of the node's kernel side, in step with it as long as nobody else changes the node."""
-
-    balancer: LoadBalancer
-    tables: Tables
-    uplinks: tuple[tuple[str, str], ...] = ()
-    config: NodeConfig | None = None
-    indexes: tuple[int, ...] = ()
-    links: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    pinned: frozenset[str] = frozenset()
-    cgroup: tuple[Path, int] | None = None
-    watch: TableWatch = field(init=False)
-    # Backends whose sockets are to end once the change is committed; and when those that have no backend any more are to be
-    # looked for: at once in tables that this process has not seen before.
-    doomed: dict[BackendRow, tuple[Address, int]] = field(default_factory=dict)
-    stray_look: float | None = 0.0
-    _records: Records | None = None
-
-    def __post_init__(self) -> None:
-        self.watch = TableWatch(self.balancer, self.tables)
-
-    @property
-    def records(self) -> Records:
-        """The walk over this node's sockets, loaded at its first use.
-
-        Raises:
-            bpf.BpfError: The kernel refuses it.
-        """
-        if self._records is None:
-            self._records = Records(self.balancer.maps["sockets"])
-        return self._records
-
-    def close(self) -> None:
-        """Lets go of the descriptors."""
-        if self._records is not None:
-            self._records.close()
-            self._records = None
-        self.balancer.close()
-
-    def settle(
-        self, config: NodeConfig | None, uplinks: tuple[tuple[str, str], ...], cgroup: Path | None
-    ) -> None:
-        """Notes that the programs are attached as this configuration wants them."""
-        self.config, self.uplinks = config, uplinks
-        self.indexes = _indexes(uplinks)
-        self.links, self.pinned = link_state(self.balancer.pins), pinned_names(self.balancer.pins)
-        self.cgroup = (cgroup, _inode(cgroup)) if cgroup is not None else None
-
-    def unsettle(self) -> None:
-        """Has the next change look at everything, as if another process had left it."""
-        self.uplinks = ()
-        self.stray_look = 0.0
-
-    def is_in_step(self, config: NodeConfig | None) -> bool:
-        """Whether they still are: the same configuration, on interfaces and a cgroup that nobody made anew."""
-        return (
-            bool(self.uplinks)
-            and self.config == config
-            and self.indexes == _indexes(self.uplinks)
-            and (self.cgroup is None or self.cgroup[1] == _inode(self.cgroup[0]))
-        )
 
 
 class Node:
@@ -243,13 +146,12 @@ class Node:
         # Why the state was lost, as long as the kernel serves what no object wants; see recovery.
         self._lost = ""
         self._told = False
-        self._kernel: _Kernel | None = None
+        self._kernel: Serving | None = None
+        self._policies = Policies(self.name)
 
     def close(self) -> None:
         """Lets go of files and descriptors; the kernel goes on."""
-        if self._kernel is not None:
-            self._kernel.close()
-            self._kernel = None
+        self._forget_kernel()
         self._close_state()
 
     def __enter__(self) -> Self:
@@ -286,7 +188,7 @@ class Node:
         covered = prune if isinstance(prune, Covered) else Covered.of(what, loaded) if prune else None
         with self._writing():
             return self._carry_out(
-                self._draft(loaded, prune=covered, owner=owner, cause=_cause_of_apply(what, loaded))
+                self._draft(loaded, prune=covered, owner=owner, cause=cause_of_apply(what, loaded))
             )
 
     def plan(
@@ -303,7 +205,8 @@ class Node:
             draft = self._draft(loaded, prune=covered, delete=delete)
             self._work_out_moves(draft)
             if draft.plan.loads:
-                self._forget_kernel()
+                self._forget_serving()
+            self._policies.forget_fresh()
             return draft.plan
 
     def delete(self, references: Sequence[str]) -> Applied:
@@ -338,7 +241,8 @@ class Node:
             draft = self._draft_rollback(to)
             self._work_out_moves(draft)
             if draft.plan.loads:
-                self._forget_kernel()
+                self._forget_serving()
+            self._policies.forget_fresh()
             return draft.plan
 
     def check_state(self) -> Recovery:
@@ -353,8 +257,7 @@ class Node:
             if damage:
                 return Recovery(damage, damage, unclaimed=self._unclaimed(frozenset()))
             if self._state is None and not (self.name.state_dir / STATE_FILE).exists():
-                without = self._unclaimed(frozenset())
-                return Recovery(lost=STATE_GONE if without else "", unclaimed=without)
+                return Recovery(lost=self._why_lost(), unclaimed=self._unclaimed(frozenset()))
             self._opened_state()
             self._refresh()
             return Recovery(lost=self._lost, unclaimed=self._unclaimed())
@@ -568,7 +471,7 @@ class Node:
             if not pools or not LoadBalancer.exists(self.name.pins):
                 return []
             with self._opened() as kernel:
-                return _statuses(pools, self._reading_placements(), kernel)
+                return statuses_of(pools, self._reading_placements(), kernel)
 
     def map_usage(self, counted: Counted | None = None) -> dict[str, Usage]:
         """How full the node's maps are, those that can fill up; empty where nothing is loaded.
@@ -578,10 +481,11 @@ class Node:
         """
         with self._inside():
             self._refresh()
+            policies = self._policies.usage()
             if not LoadBalancer.exists(self.name.pins):
-                return {}
+                return policies
             with self._opened() as kernel:
-                usage = _usage(kernel, TableChange())
+                usage = policies | usage_of(kernel, TableChange())
                 connections = kernel.balancer.maps["connections"]
                 used = connections.used or 0 if counted is None else counted.of(connections)
                 usage["connections"] = Usage(used, connections.max_entries)
@@ -624,7 +528,7 @@ class Node:
                 tuple(name for name, _ in self._uplinks(config)),
                 tuple(attachments(self.name.pins)) if loaded else (),
                 group,
-                _inode(cgroup) if cgroup is not None else None,
+                inode_of(cgroup) if cgroup is not None else None,
                 attached_cgroup(self.name.pins) if loaded else None,
             )
             if not loaded:
@@ -651,7 +555,46 @@ class Node:
     def attachments(self) -> list[Attachment]:
         """Where the node's programs are attached now."""
         with self._inside():
-            return attachments(self.name.pins)
+            return attachments(self.name.pins) + self._policies.attachments()
+
+    # -- policies
+
+    def policy_totals(self) -> FirewallTotals | None:
+        """The firewall's counters by reason and direction; None where no policy is for this node."""
+        return self._policies.totals()
+
+    def rule_counts(self) -> list[RuleCount]:
+        """What each rule of the policies let through, by policy, direction and place."""
+        self._refresh_inside()
+        return self._policies.rule_counts()
+
+    def tracked(self) -> list[Connection]:
+        """The connections that the firewall knows, with names; one between two pods of this node is there twice."""
+        self._refresh_inside()
+        return self._policies.connections()
+
+    def verdicts(self) -> Verdicts:
+        """Reads the firewall's verdicts as they come; close it.
+
+        Raises:
+            ControlError: No policy is for this node.
+            bpf.BpfError: Somebody else reads them.
+        """
+        self._refresh_inside()
+        return self._policies.verdicts()
+
+    def sample_verdicts(self, one_in: int) -> None:
+        """Has one in so many new connections that are allowed be told among the verdicts; 0: none."""
+        self._policies.sample(one_in)
+
+    def world(self) -> World:
+        """The documents that decide about connections, as this node sees them."""
+        self._refresh_inside()
+        return self._policies.world
+
+    def _refresh_inside(self) -> None:
+        with self._inside():
+            self._refresh()
 
     def service_addresses(self) -> dict[Address, frozenset[Address]]:
         """Every address that is balanced, with the backends that must have it on their loopback (``dsr``)."""
@@ -702,7 +645,7 @@ class Node:
         plan = Plan()
         put: dict[str, tuple[Resource, str]] = {}
         for resource in loaded:
-            source = owner or (sources or {}).get(resource.reference) or _source(resource)
+            source = owner or (sources or {}).get(resource.reference) or source_of(resource)
             known = self._stored.get(resource.reference)
             if known is not None and known.source in OWNERS and known.source != owner:
                 raise Conflict(
@@ -728,6 +671,15 @@ class Node:
         config = self._config(put, drop)
         draft = Draft(plan, put, drop, TableChange(), config, cause, catalogue=catalogue)
         self._draft_kernel(draft, pools, lived)
+        draft.policies = self._policies.draft(
+            plan,
+            former,
+            come,
+            config,
+            partial(self._uplink_names, config),
+            full=self._repairing,
+            lost=bool(self._lost),
+        )
         draft.pools, draft.lives, draft.lived = pools, lives, lived
         return draft
 
@@ -893,6 +845,10 @@ class Node:
             net.interface_index(name)
         return tuple(chosen)
 
+    def _uplink_names(self, config: NodeConfig | None) -> tuple[str, ...]:
+        """The uplinks, by their names alone."""
+        return tuple(name for name, _ in self._uplinks(config))
+
     def _cgroup(self, config: NodeConfig | None) -> tuple[Path | None, str]:
         """Whose sockets the programs of sockets serve, or None and why nobody's: empty where that is wanted."""
         if config is not None and config.spec.features.connect_time == "off":
@@ -965,9 +921,9 @@ class Node:
             uplinks = self._uplinks(draft.config)
             tunables = self._tunables(draft.config, uplinks)
             if kernel is None or kernel.balancer.tunables != tunables:
-                self._forget_kernel()
+                self._forget_serving()
                 balancer = LoadBalancer.open(self.name.pins, tunables)
-                kernel = self._kernel = _Kernel(balancer, Tables(balancer))
+                kernel = self._kernel = Serving(balancer, Tables(balancer))
             plan.uplinks = tuple((name, str(mode)) for name, mode in uplinks)
         else:
             plan.uplinks = kernel.uplinks
@@ -1003,7 +959,7 @@ class Node:
         kernel.tables.check_fits(draft.change)
         self._note_placements(draft, considered, placements, full=not in_step)
         plan.pools = [self._summary(change) for change in draft.change.pools]
-        plan.usage = _usage(kernel, draft.change)
+        plan.usage = usage_of(kernel, draft.change)
 
     def _claimed(
         self,
@@ -1054,10 +1010,11 @@ class Node:
         draft.hops = hops
         self._forwarded = forwarded if full else self._forwarded | forwarded
         if not self._repairing:
-            _require_forwarding(forwarded)
+            require_forwarding(forwarded)
 
     def _work_out_moves(self, draft: Draft) -> None:
         """Fills in, for a dry run, what moves: slots of tables, and connections that are open."""
+        self._policies.work_out_cut(draft.policies, draft.plan)
         if draft.plan.detaches:
             self._work_out_end(draft)
             return
@@ -1070,7 +1027,7 @@ class Node:
             still_wanted(draft.change, self._pools, draft.pools),
         )
         kernel = self._kernel
-        draft.plan.sockets_ended = _connected(
+        draft.plan.sockets_ended = count_connected(
             balancer.maps["sockets"],
             lambda found: retired | self._strays(found, kernel, draft.pools, draft.lives),
         )
@@ -1086,7 +1043,7 @@ class Node:
         with balancer:
             counts = balancer.open_connections()
         with self._remaining_sockets() as (sockets, gone):
-            draft.plan.sockets_ended = _connected(sockets, lambda _: gone)
+            draft.plan.sockets_ended = count_connected(sockets, lambda _: gone)
         for pool in (pool for group in self._pools.values() for pool in group):
             keys = {frontend_key(frontend)[:FLOW_KEY_BYTES] for frontend in pool.frontends}
             ended = sum(number for (flow, _), number in counts.items() if flow in keys)
@@ -1120,13 +1077,15 @@ class Node:
                 state.put(Stored(resource, source) for resource, source in draft.put.values())
                 state.remove(draft.drop)
                 state.put_lives(draft.lives, draft.lived)
-                applied.attachments = self._carry_out_kernel(draft)
+                applied.attachments = self._policies.carry_out(draft.policies, state)
+                applied.attachments += self._carry_out_kernel(draft)
                 state.put_neighbours(self._neighbours)
-                if self._lost and self._is_whole(draft):
+                if self._lost and not draft.policies.stays and self._is_whole(draft):
                     state.mark_lost("")
                     self._lost = ""
         except BaseException:
             # What is in the kernel now is to be read again, not remembered.
+            self._policies.undo()
             self._forget_kernel()
             raise
         draft.plan.generation = generation
@@ -1139,8 +1098,10 @@ class Node:
             del self._stored[reference]
         self._catalogue, self._lives, self._pools = draft.catalogue, draft.lives, draft.pools
         self._hops = draft.hops
+        self._policies.settle(draft.policies)
         if self._kernel is not None:
             self._end_sockets(draft.plan, self._kernel, draft.change)
+        self._policies.cut(draft.policies, draft.plan)
         if self._on_change is not None and (not self._told or _changes_addresses(draft)):
             self._on_change(self)
             self._told = True
@@ -1188,7 +1149,7 @@ class Node:
             with self._remaining_sockets() as (sockets, gone):
                 detached = self._remove_kernel()
                 if sockets is not None:
-                    _end_sockets(draft.plan, sockets, gone)
+                    end_sockets(draft.plan, sockets, gone)
             return detached
         kernel = self._kernel
         if kernel is None:
@@ -1247,7 +1208,7 @@ class Node:
         )
         return pod_rows(wanted, known), warnings
 
-    def _end_sockets(self, plan: Plan, kernel: _Kernel, change: TableChange) -> None:
+    def _end_sockets(self, plan: Plan, kernel: Serving, change: TableChange) -> None:
         """Ends the sockets that are connected to backends which are gone. Tables no longer hold these.
 
         After the change is committed: what a process that is killed here leaves is found by the next that comes.
@@ -1265,20 +1226,20 @@ class Node:
                 if doomed:
                     plan.warnings.append(f"{NOT_ENDED}: {error}")
                 return
-            _end_sockets(plan, sockets, {row: place for row, place in rows.items() if row in there})
+            end_sockets(plan, sockets, {row: place for row, place in rows.items() if row in there})
         if doomed or any(pool.gone_rows for pool in change.pools):
             # A program may have read the old table and not have connected yet.
             kernel.stray_look = time.monotonic() + STRAYS_AFTER_S
 
     def _strays(
-        self, found: Any, kernel: _Kernel, pools: Mapping[str, Sequence[Pool]], lives: Lives
+        self, found: Any, kernel: Serving, pools: Mapping[str, Sequence[Pool]], lives: Lives
     ) -> dict[BackendRow, tuple[Address, int]]:
         if self._lost:
             return {}  # it is not known who is wanted
         every = (pool for group in pools.values() for pool in group)
         return strays(found, kernel.tables.backends, every, lives.drained(boottime()))
 
-    def _activate(self, draft: Draft, kernel: _Kernel) -> tuple[list[Attachment], _Kernel]:
+    def _activate(self, draft: Draft, kernel: Serving) -> tuple[list[Attachment], Serving]:
         """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
         uplinks: Any = draft.plan.uplinks
         cgroup, _ = self._cgroup(draft.config)
@@ -1286,9 +1247,9 @@ class Node:
         attachments = kernel.balancer.activate(uplinks, cgroup, refused=refused)
         tunables = self._tunables(draft.config, uplinks)
         if tunables != kernel.balancer.tunables:
-            self._forget_kernel()
+            self._forget_serving()
             balancer = LoadBalancer.open(self.name.pins, tunables)
-            kernel = self._kernel = _Kernel(balancer, Tables(balancer))
+            kernel = self._kernel = Serving(balancer, Tables(balancer))
             refused.clear()
             attachments = balancer.activate(uplinks, cgroup, refused=refused)
         draft.plan.warnings.extend(f"{NO_CONNECT_TIME}: {error.why or error.what}" for error in refused)
@@ -1336,7 +1297,7 @@ class Node:
         """Detaches and unpins everything, also what another version left."""
         from hookline.datapath.loadbalancer.balancer import remove
 
-        self._forget_kernel()
+        self._forget_serving()
         self._forget_neighbours(self._neighbours)
         self._neighbours = set()
         return remove(self.name.pins)
@@ -1346,7 +1307,7 @@ class Node:
     def _repaired(self, full: bool) -> Repaired:
         result = Repaired()
         known = self._kernel
-        damaged = known is None
+        damaged = (known is None and not self._policies.is_settled) or self._policies.needs_look
         if known is not None:
             drift = known.watch.compare(pool for group in self._pools.values() for pool in group)
             result.repairs += known.watch.restore(drift)
@@ -1355,18 +1316,20 @@ class Node:
             result.repairs += attachments
             damaged = bool(drift.tables or attachments)
         lost = self._lost_neighbours()
-        result.repairs += lost
-        damaged = damaged or bool(lost)
+        found = self._policies.drift()
+        result.repairs += lost + found
+        damaged = damaged or bool(lost or found)
         if known is not None and self._lost_pods(known):
             result.repairs.append(Repair("pod", "pods of this node are not those of the table"))
             damaged = True
         if not (damaged or full):
             if known is not None:
                 result.repairs += self._late_strays(known)
-            result.problems += _forwarding_off(self._forwarded)
+            result.problems += forwarding_off(self._forwarded)
             return result
         if known is not None:
             known.unsettle()
+        self._policies.unsettle()
         draft = self._draft([])
         kernel = self._kernel
         if known is None and kernel is not None and not kernel.balancer.fresh:
@@ -1375,13 +1338,13 @@ class Node:
             if drift.tables:
                 kernel.watch.distrust(drift)
                 draft = self._draft([])
-        result.problems += _forwarding_off(self._forwarded)
+        result.problems += forwarding_off(self._forwarded)
         result.repairs += [
             Repair("table", f"{pool.service} port {pool.port} {pool.family}: not what is wanted")
             for pool in draft.plan.pools
         ]
-        if kernel is None and not draft.plan.detaches:
-            return result  # nothing is balanced
+        if kernel is None and not draft.plan.detaches and draft.plan.policies is None:
+            return result  # nothing is balanced, and nothing judged
         applied = self._carry_out(draft)
         if not any(one.kind == "link" for one in result.repairs):
             result.repairs += [
@@ -1391,7 +1354,7 @@ class Node:
             ]
         return result
 
-    def _late_strays(self, kernel: _Kernel) -> list[Repair]:
+    def _late_strays(self, kernel: Serving) -> list[Repair]:
         """Ends what connected by the old tables while the last change was made."""
         plan = Plan()
         self._end_sockets(plan, kernel, TableChange())
@@ -1399,14 +1362,14 @@ class Node:
             return []
         return [Repair("socket", f"{plan.sockets_ended} connected while their backend was taken out")]
 
-    def _changed_attachments(self, kernel: _Kernel) -> list[Repair]:
+    def _changed_attachments(self, kernel: Serving) -> list[Repair]:
         """What is not attached or pinned as it was left."""
         pins = self.name.pins
         repairs = link_drift(kernel.links, link_state(pins))
         repairs += [
             Repair("pin", f"{name}: it was unpinned") for name in sorted(kernel.pinned - pinned_names(pins))
         ]
-        if not repairs and kernel.uplinks and kernel.indexes != _indexes(kernel.uplinks):
+        if not repairs and kernel.uplinks and kernel.indexes != indexes_of(kernel.uplinks):
             names = ", ".join(name for name, _ in kernel.uplinks)
             repairs.append(Repair("link", f"{names}: an interface was made anew"))
         if not repairs and kernel.uplinks:
@@ -1417,7 +1380,7 @@ class Node:
             ]
         return repairs
 
-    def _lost_pods(self, kernel: _Kernel) -> bool:
+    def _lost_pods(self, kernel: Serving) -> bool:
         """Whether a pod that has a row came, went or began anew."""
         draft = Draft(
             Plan(), {}, [], TableChange(), kernel.config, catalogue=self._catalogue, pools=self._pools
@@ -1472,11 +1435,14 @@ class Node:
 
     def _opened_state(self) -> State:
         if self._state is None:
-            pins = self.name.pins
-            self._state = State(
-                self.name.state_dir, lambda: STATE_GONE if LoadBalancer.pinned_services(pins) else ""
-            )
+            self._state = State(self.name.state_dir, self._why_lost)
         return self._state
+
+    def _why_lost(self) -> str:
+        """What is said of a state that begins anew; empty where there is nothing in the kernel that it would be the state of."""
+        there = ["services"] if LoadBalancer.pinned_services(self.name.pins) else []
+        there += ["policies"] if self._policies.exists else []
+        return STATE_GONE.format(" and ".join(there)) if there else ""
 
     def _close_state(self) -> None:
         if self._state is not None:
@@ -1496,6 +1462,7 @@ class Node:
             self._neighbours = state.neighbours()
             self._lives = state.lives()
             self._lost = state.lost()
+            numbers = state.rule_numbers()
         except BaseException:
             # The next look must not take what was not read for known.
             self._close_state()
@@ -1505,16 +1472,22 @@ class Node:
         resources = [item.resource for item in self._stored.values()]
         nodes = {one.reference for one in resources if isinstance(one, model.Node)}
         self._catalogue = Catalogue.of(resources, self._here(nodes))
+        self._policies.start(resources, self._names(), numbers)
         now = boottime()
         self._pools = {name: self._living(name, now) for name in self._catalogue.pools}
 
     def _forget_kernel(self) -> None:
+        """Has both parts of the kernel's side read again by the next change."""
+        self._forget_serving()
+        self._policies.forget()
+
+    def _forget_serving(self) -> None:
         if self._kernel is not None:
             self._kernel.close()
             self._kernel = None
 
     @contextmanager
-    def _opened(self) -> Iterator[_Kernel]:
+    def _opened(self) -> Iterator[Serving]:
         """The kernel side for reading: this process's own, or adopted for the moment."""
         if self._kernel is not None:
             yield self._kernel
@@ -1527,7 +1500,7 @@ class Node:
                 remedy="apply any file once: hookline apply -f FILE",
             )
         with balancer:
-            yield _Kernel(balancer, Tables(balancer))
+            yield Serving(balancer, Tables(balancer))
 
     def _reading_placements(self) -> Placements:
         """Placements by the uplinks that are wanted, or else, where these are not there now, by those that are attached."""
@@ -1538,137 +1511,8 @@ class Node:
         return Placements(frozenset(uplinks))
 
 
-def _connected(
-    sockets: bpf.Map | None, choose: Callable[[Any], Mapping[BackendRow, tuple[Address, int]]]
-) -> int:
-    """How many sockets are connected to the backends that are chosen among them; 0 where the kernel does not say."""
-    if sockets is None:
-        return 0
-    with suppress(bpf.BpfError):
-        found = live_sockets(sockets)
-        rows = choose(found)
-        given = zip(found["backend"].tolist(), found["generation"].tolist(), strict=True)
-        return sum(row in rows for row in given)
-    return 0
-
-
-def _end_sockets(plan: Plan, sockets: bpf.Map, rows: Mapping[BackendRow, tuple[Address, int]]) -> None:
-    """Ends the sockets of these backends, and notes in the plan what became of them."""
-    if not rows:
-        return
-    try:
-        ended = destroy_sockets(sockets, rows)
-    except bpf.BpfError as error:
-        plan.warnings.append(f"{NOT_ENDED}: {error}")
-        return
-    plan.sockets_ended += ended.tcp + ended.udp
-    plan.warnings.extend(f"{count} {NOT_ENDED}: {why}" for why, count in ended.left.items())
-
-
-def _inode(path: Path) -> int:
-    """A folder's number, 0 for one that is not there."""
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return 0
-
-
-def _indexes(uplinks: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """The interfaces' numbers, 0 for one that is not there."""
-    found = []
-    for name, _ in uplinks:
-        try:
-            found.append(socket.if_nametoindex(name))
-        except OSError:
-            found.append(0)
-    return tuple(found)
-
-
-def load(what: PathLike | Resource | Iterable[PathLike | Resource]) -> list[Resource]:
-    """The resources of files and folders, and those given as they are.
-
-    Raises:
-        model.InvalidResource: With all that is wrong in all files.
-    """
-    given = [what] if isinstance(what, str | os.PathLike | Resource) else list(what)
-    resources = [item for item in given if isinstance(item, Resource)]
-    paths = [item for item in given if not isinstance(item, Resource)]
-    return resources + (files.load(paths) if paths else [])
-
-
-@dataclass(frozen=True, slots=True)
-class Covered:
-    """The sources that a change with ``prune`` speaks for: files, and whatever was once a file of these folders.
-
-    ``excluded`` are files that it says nothing of, such as broken ones.
-    """
-
-    files: frozenset[str]
-    folders: frozenset[str] = frozenset()
-    excluded: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(
-        cls, what: PathLike | Resource | Iterable[PathLike | Resource], loaded: Iterable[Resource]
-    ) -> Covered:
-        """What a change with these paths and resources speaks for."""
-        given = [what] if isinstance(what, str | os.PathLike | Resource) else list(what)
-        paths = [os.path.abspath(item) for item in given if not isinstance(item, Resource)]
-        folders = frozenset(path for path in paths if os.path.isdir(path))
-        return cls(frozenset(paths) | {_source(resource) for resource in loaded}, folders)
-
-    def __contains__(self, source: str) -> bool:
-        if source not in self.files and not (self.folders and os.path.dirname(source) in self.folders):
-            return False
-        return source not in self.excluded
-
-
-def _cause_of_apply(
-    what: PathLike | Resource | Iterable[PathLike | Resource], loaded: Iterable[Resource]
-) -> str:
-    """``apply`` with the paths that were given, else with where the resources came from."""
-    given = [what] if isinstance(what, str | os.PathLike | Resource) else what
-    paths = (
-        [str(item) for item in given if not isinstance(item, Resource)] if isinstance(given, Sequence) else []
-    )
-    names = dict.fromkeys(paths or (_source(resource) for resource in loaded))
-    shown = list(names)[:_SHOWN_SOURCES]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return f"apply {', '.join(shown)}{more}".rstrip()
-
-
-def _source(resource: Resource) -> str:
-    if resource.origin is None:
-        return "python"
-    path = resource.origin.path
-    return path if path == files.STANDARD_INPUT else os.path.abspath(path)
-
-
 def _address(text: str) -> Address:
     return IPv6Address(text) if ":" in text else IPv4Address(text)
-
-
-FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
-
-
-def _require_forwarding(versions: set[int]) -> None:
-    for what in _forwarding_off(versions):
-        version = int(what[3])
-        name = ".".join(FORWARDING[version].parts[3:])
-        raise ControlError(
-            what,
-            why="backends that are not on the node itself cannot be reached without it",
-            remedy=f"sysctl -w {name}=1",
-        )
-
-
-def _forwarding_off(versions: set[int]) -> list[str]:
-    """What is said of each family that needs forwarding and has it switched off."""
-    return [
-        f"IPv{version} forwarding is switched off on this node"
-        for version in sorted(versions)
-        if FORWARDING[version].exists() and FORWARDING[version].read_text().strip() == "0"
-    ]
 
 
 def _shrinking(draft: Draft, tables: Tables) -> list[PoolChange]:
@@ -1720,71 +1564,3 @@ def _addresses(groups: Iterable[Sequence[Pool]]) -> Iterator[Address]:
 def _host(target: Target) -> str:
     host = f"[{target.address}]" if target.address.version == 6 else str(target.address)
     return f"{host}:{target.port}"
-
-
-def _usage(kernel: _Kernel, change: TableChange) -> dict[str, Usage]:
-    tables, maps = kernel.tables, kernel.balancer.maps
-    keys = {frontend_key(frontend) for pool in change.pools for frontend in pool.new_frontends} | set(
-        change.addresses
-    )
-    backends = sum(len(pool.new) - len(pool.gone_rows) for pool in change.pools)
-    replaced = {pool.key for pool in change.pools if pool.rebuild or pool.pool is None}
-    pages = (
-        tables.pages_in_use
-        - sum(tables.used_pages(replaced).values())
-        + sum(pool.pages for pool in change.pools)
-    )
-    return {
-        "services": Usage(
-            len(tables.services) + len(keys - tables.services.keys()) - len(change.removed),
-            maps["services"].max_entries,
-        ),
-        "backends": Usage(tables.backends_in_use() + backends, maps["backends"].max_entries - 1),
-        "maglev": Usage(pages, tables.table_pages),
-    }
-
-
-_COUNTERS = ("connections", "packets", "bytes", "reply_packets", "reply_bytes")
-
-
-def _statuses(pools: Sequence[Pool], placements: Placements, kernel: _Kernel) -> list[PoolStatus]:
-    maps, tables = kernel.balancer.maps, kernel.tables
-    _, service_counters = maps["service_metrics"].read()
-    _, backend_counters = maps["backend_metrics"].read()
-    sums = {name: backend_counters[name].sum(axis=1) for name in _COUNTERS}
-    # One question of the kernel for all: each alone takes 100 µs.
-    placements.learn(target.address for pool in pools for target in pool.targets)
-    found = []
-    for pool in pools:
-        rows = [row for f in pool.frontends if (row := tables.services.get(frontend_key(f))) is not None]
-        counters = service_counters[[row.id for row in rows]]
-        slots = dict(
-            zip(
-                *(part.tolist() for part in np.unique(tables.table(pool.frontends[0]), return_counts=True)),
-                strict=True,
-            )
-        )
-        rows_of = tables.pool_rows(pool)
-        backends = []
-        for target in pool.targets:
-            number = rows_of.get((packed(target.address), target.port))
-            backends.append(
-                BackendStatus(
-                    target,
-                    placements.place(target.address, pool.forwarding),
-                    slots.get(number, 0),
-                    *(int(sums[name][number]) if number is not None else 0 for name in _COUNTERS),
-                )
-            )
-        found.append(
-            PoolStatus(
-                pool,
-                table_size=rows[0].table_size if rows else 0,
-                connections=int(counters["connections"].sum()),
-                packets=int(counters["packets"].sum()),
-                bytes=int(counters["bytes"].sum()),
-                drops=int(counters["drops"].sum()),
-                backends=tuple(backends),
-            )
-        )
-    return found

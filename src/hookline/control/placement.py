@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Literal
 
 from hookline import net
-from hookline.control._errors import Conflict
+from hookline.control._errors import Conflict, ControlError
 from hookline.control.pools import Pool
 from hookline.datapath.loadbalancer.balancer import Tunables
 
@@ -129,3 +130,31 @@ def refuse_nat_ports(pools: Iterable[Pool], placements: Placements, tunables: Tu
                     why=f"{frontend.address} is the node's own, whose ports {low} to {high} nat gives to connections",
                     remedy="choose another port, or other ports for nat: spec.nat in the NodeConfig",
                 )
+
+
+FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+
+
+def require_forwarding(versions: set[int]) -> None:
+    """Refuses to go on where one of these families is not forwarded.
+
+    Raises:
+        ControlError: Saying which.
+    """
+    for what in forwarding_off(versions):
+        version = int(what[3])
+        name = ".".join(FORWARDING[version].parts[3:])
+        raise ControlError(
+            what,
+            why="backends that are not on the node itself cannot be reached without it",
+            remedy=f"sysctl -w {name}=1",
+        )
+
+
+def forwarding_off(versions: set[int]) -> list[str]:
+    """What is said of each family that needs forwarding and has it switched off."""
+    return [
+        f"IPv{version} forwarding is switched off on this node"
+        for version in sorted(versions)
+        if FORWARDING[version].exists() and FORWARDING[version].read_text().strip() == "0"
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hookline.control.catalogue import Catalogue
@@ -10,7 +11,9 @@ from hookline.control.lives import Lives
 from hookline.control.moves import Moves
 from hookline.control.pools import Pool
 from hookline.control.tables import TableChange
+from hookline.datapath.firewall.firewall import Role, Rows
 from hookline.model import NodeConfig, Resource
+from hookline.policy import Compiled, World
 
 Action = Literal["create", "change", "remove", "keep"]
 
@@ -55,6 +58,34 @@ class Usage:
 
 
 @dataclass(slots=True)
+class PolicyChange:
+    """What happens to the firewall. Rows that are changed count as removed and as added.
+
+    Attributes:
+        detaches: It goes, since no policy is for this node any more.
+        loads: Its programs are loaded.
+        endpoints: Pods, and the node itself, whose rule sets are others.
+        identities: Addresses and prefixes that are of another class.
+        connections_cut: Open connections that are not allowed any more; None: not worked out.
+    """
+
+    detaches: bool = False
+    loads: bool = False
+    rules_added: int = 0
+    rules_removed: int = 0
+    endpoints: int = 0
+    identities: int = 0
+    connections_cut: int | None = None
+
+    def __bool__(self) -> bool:
+        return (
+            self.detaches
+            or self.loads
+            or bool(self.rules_added or self.rules_removed or self.endpoints or self.identities)
+        )
+
+
+@dataclass(slots=True)
 class Plan:
     """All that a change would do.
 
@@ -69,7 +100,9 @@ class Plan:
         detaches: Whether they are removed, since nothing is left to balance.
         generation: The number of the generation that the change became; None: nothing that no owner has was changed, or it
             was not carried out.
-        sockets_ended: Sockets of this node that are connected to backends which go: those that were ended, or would be.
+        sockets_ended: Sockets of this node that are connected to backends which go, or that policies no longer allow: those
+            that were ended, or of the first kind would be.
+        policies: What happens to the firewall; None where no policy is for this node, before or after.
     """
 
     resources: list[ResourceChange] = field(default_factory=list)
@@ -82,6 +115,7 @@ class Plan:
     detaches: bool = False
     generation: int | None = None
     sockets_ended: int = 0
+    policies: PolicyChange | None = None
 
     @property
     def changes(self) -> bool:
@@ -91,6 +125,7 @@ class Plan:
             or self.detaches
             or bool(self.attaches)
             or bool(self.pools)
+            or bool(self.policies)
             or any(item.action != "keep" for item in self.resources)
         )
 
@@ -125,8 +160,31 @@ class Plan:
             "detaches_programs": self.detaches,
             "generation": self.generation,
             "sockets_ended": self.sockets_ended,
+            "policies": asdict(self.policies) if self.policies is not None else None,
             "warnings": list(self.warnings),
         }
+
+
+@dataclass(slots=True)
+class PolicyDraft:
+    """What carrying out the firewall's part of a change needs; private to `control.policies`.
+
+    Attributes:
+        wanted: Whether the firewall is to be on the node.
+        stays: The firewall stays as it is, as the state was lost and what it enforces is not known.
+        interfaces: Where the programs are to be.
+        ports: Interface and its index by pod.
+        in_step: The programs are where they are to be.
+    """
+
+    world: World = field(default_factory=World)
+    wanted: bool = False
+    stays: bool = False
+    compiled: Compiled | None = None
+    rows: Rows = field(default_factory=Rows)
+    interfaces: Mapping[str, Role] = field(default_factory=dict)
+    ports: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    in_step: bool = False
 
 
 @dataclass(slots=True)
@@ -144,3 +202,4 @@ class Draft:
     lives: Lives = field(default_factory=Lives)
     lived: set[str] = field(default_factory=set)
     hops: dict[int, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    policies: PolicyDraft = field(default_factory=PolicyDraft)

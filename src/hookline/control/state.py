@@ -38,8 +38,9 @@ from hookline.control.pools import State as BackendState
 from hookline.control.pools import Target
 from hookline.errors import HooklineError
 from hookline.model import Resource, parse
+from hookline.policy import Direction, RuleSource
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 KEPT_GENERATIONS = 20
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS resources (
@@ -87,6 +88,13 @@ CREATE TABLE IF NOT EXISTS leaving (
     removed  INTEGER NOT NULL,
     boot     TEXT NOT NULL,
     PRIMARY KEY (service, pool, address, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rule_numbers (
+    policy    TEXT NOT NULL,
+    direction TEXT NOT NULL,
+    place     INTEGER NOT NULL,
+    number    INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (policy, direction, place)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS marks (
     name  TEXT PRIMARY KEY,
@@ -247,6 +255,7 @@ class State:
                 _unsealed(*row)
         self.neighbours()
         self.lives()
+        self.rule_numbers()
 
     def lost(self) -> str:
         """Why the state, or a part of it, was lost and is not whole again; empty where it is."""
@@ -258,6 +267,17 @@ class State:
         """The (address, interface) pairs whose neighbour entries Hookline made."""
         with self._explained("read"):
             return set(self._connection.execute("SELECT address, interface FROM neighbours").fetchall())
+
+    def rule_numbers(self) -> dict[RuleSource, int]:
+        """The numbers of the firewall's rules."""
+        with self._explained("read"):
+            rows = self._connection.execute(
+                "SELECT policy, direction, place, number FROM rule_numbers"
+            ).fetchall()
+            for _, direction, _, _ in rows:
+                if direction not in get_args(Direction):
+                    raise ValueError(f"{direction!r} is no direction of a rule")
+        return {RuleSource(policy, direction, place): number for policy, direction, place, number in rows}
 
     def generations(self) -> list[Generation]:
         """The generations that are kept, the newest first."""
@@ -412,6 +432,15 @@ class State:
         with self._explained("written"):
             self._connection.execute("DELETE FROM neighbours")
             self._connection.executemany("INSERT INTO neighbours VALUES (?, ?)", sorted(pairs))
+
+    def put_rule_numbers(self, numbers: Mapping[RuleSource, int]) -> None:
+        """Notes exactly these numbers of rules."""
+        with self._explained("written"):
+            self._connection.execute("DELETE FROM rule_numbers")
+            self._connection.executemany(
+                "INSERT INTO rule_numbers VALUES (?, ?, ?, ?)",
+                [(one.policy, one.direction, one.index, number) for one, number in numbers.items()],
+            )
 
     def put_health(self, changes: Mapping[HealthKey, Health]) -> None:
         """Notes the health of some backends; what is active and well needs no row."""

@@ -49,6 +49,13 @@ class MapSizes(Own):
     Attributes:
         affinity: Clients of services with session affinity, each counted once for each port of a service that it uses. The
             one that has not been seen for longest is forgotten for a new one.
+        endpoints: Pods of this node that policies are for.
+        identities: Addresses and prefixes that policies tell apart.
+        rules: What policies allow, a row for each class of peers and each port.
+        own_addresses: The node's own, for HostPolicies.
+        tracked: Connections that the firewall knows.
+        fragments: Fragmented packets that it knows the ports of.
+        rule_counts: Rules that are counted.
     """
 
     connections: Annotated[int, Field(strict=True, ge=1024, le=1 << 24)] | None = None
@@ -56,6 +63,13 @@ class MapSizes(Own):
     services: Annotated[int, Field(strict=True, ge=16, le=1 << 20)] | None = None
     backends: Annotated[int, Field(strict=True, ge=16, le=1 << 22)] | None = None
     maglev_pages: Annotated[int, Field(strict=True, ge=16, le=1 << 20)] | None = None
+    endpoints: Annotated[int, Field(strict=True, ge=16, le=1 << 16)] | None = None
+    identities: Annotated[int, Field(strict=True, ge=16, le=1 << 22)] | None = None
+    rules: Annotated[int, Field(strict=True, ge=16, le=1 << 23)] | None = None
+    own_addresses: Annotated[int, Field(strict=True, ge=16, le=1 << 16)] | None = None
+    tracked: Annotated[int, Field(strict=True, ge=1024, le=1 << 24)] | None = None
+    fragments: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
+    rule_counts: Annotated[int, Field(strict=True, ge=16, le=1 << 22)] | None = None
 
 
 class Features(Own):

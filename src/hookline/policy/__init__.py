@@ -7,7 +7,7 @@ specification's sentences. `Compiler` makes the rows that the kernel's programs 
 
 from hookline.policy._compiled import Compiled, PolicyRow, RuleSource
 from hookline.policy._compiler import Compiler
-from hookline.policy._decision import Decision, Probe, Side
+from hookline.policy._decision import Decision, Direction, Probe, Side
 from hookline.policy._errors import PolicyError, TooManyRows
 from hookline.policy._evaluate import Evaluator, evaluate
 from hookline.policy._impact import Impact, impact
@@ -20,6 +20,7 @@ __all__ = [
     "Compiled",
     "Compiler",
     "Decision",
+    "Direction",
     "Evaluator",
     "Impact",
     "PolicyError",

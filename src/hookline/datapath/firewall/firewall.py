@@ -139,6 +139,7 @@ class Tracked:
         direction: In which it began, as the pod sees it.
         state: ``new``, ``replied``, ``open``, ``closing`` or ``closed``.
         cut: It is not allowed any more.
+        exempt: No policy is asked about it.
         rule: Number of the rule that allowed it; 0: none had to.
         generation: By which it was judged last.
     """
@@ -152,6 +153,7 @@ class Tracked:
     direction: pinning.Direction
     state: str
     cut: bool
+    exempt: bool
     rule: int
     generation: int
     last_seen_ns: int
@@ -478,7 +480,7 @@ class Firewall:
         )
         keys, values = keys[alive], values[alive]
         names = self._names("track_state", "TRACK_")
-        flag = self._enum("track_flags")["TRACK_CUT"]
+        flags = self._enum("track_flags")
         ports = {
             name: np.ascontiguousarray(keys[name]).view(">u2").astype(int).tolist()
             for name in ("local_port", "remote_port")
@@ -499,7 +501,8 @@ class Firewall:
                 int(key["protocol"]),
                 SIDES[int(value["direction"])],
                 names[int(value["state"])],
-                bool(value["flags"] & flag),
+                bool(value["flags"] & flags["TRACK_CUT"]),
+                bool(value["flags"] & flags["TRACK_EXEMPT"]),
                 int(value["rule"]),
                 int(value["generation"]),
                 int(value["last_seen_ns"]),

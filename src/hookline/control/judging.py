@@ -1,0 +1,88 @@
+"""The firewall's rows followed by hand: what becomes of a connection that is open, as the programs will see its next packet.
+
+The programs judge a connection again at its next packet. Who wants to know of those that are silent, or what rows would do
+that are not in force, asks here; the lookups are those of ``datapath/firewall/judge.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+
+from hookline.control.placement import packed
+from hookline.datapath.firewall.firewall import NODE_ITSELF, Rows, Tracked
+from hookline.policy import PolicyRow
+
+Address = IPv4Address | IPv6Address
+
+ANY, WORLD, OWN_NODE = 0, 1, 2
+WITH_PORTS = frozenset({6, 17, 132})
+_ALL = (1 << 128) - 1
+
+
+class Judge:
+    """Holds connections against rows; what was asked once is remembered."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._lengths = sorted({bits for _, bits in rows.identities}, reverse=True)
+        self._identities: dict[Address, tuple[int, int]] = {}
+        self._verdicts: dict[tuple[int, int, int, int], bool] = {}
+        self._port_bits: list[int] | None = None
+
+    def is_allowed(self, one: Tracked) -> bool:
+        """Whether a connection would be let begin as it did."""
+        row = self._rows.endpoints.get(one.interface)
+        if row is None:
+            return one.interface == NODE_ITSELF  # the node itself is not judged then
+        group = row.ingress if one.direction == "ingress" else row.egress
+        if not group:
+            return True
+        identity, interface = self._identity(one.remote)
+        if one.interface != NODE_ITSELF and (identity == OWN_NODE or interface == one.interface):
+            return True
+        port = one.local_port if one.direction == "ingress" else one.remote_port
+        if one.protocol not in WITH_PORTS:
+            port = -1
+        key = group, identity, one.protocol, port
+        allowed = self._verdicts.get(key)
+        if allowed is None:
+            allowed = self._verdicts[key] = self._look_up(*key)
+        return allowed or _default(row, one.direction)
+
+    def _identity(self, address: Address) -> tuple[int, int]:
+        found = self._identities.get(address)
+        if found is None:
+            octets = packed(address)
+            found = (WORLD, 0)
+            for bits in self._lengths:
+                kept = int.from_bytes(octets, "big") & (_ALL << (128 - bits) & _ALL)
+                row = self._rows.identities.get((kept.to_bytes(16, "big"), bits))
+                if row is not None:
+                    found = row
+                    break
+            self._identities[address] = found
+        return found
+
+    def _look_up(self, group: int, identity: int, protocol: int, port: int) -> bool:
+        return any(self._rule(group, one, protocol, port) for one in (identity, ANY))
+
+    def _rule(self, group: int, identity: int, protocol: int, port: int) -> bool:
+        rules = self._rows.rules
+        for bits in range(16 if port >= 0 else 0, -1, -1):
+            kept = port & (0xFFFF << (16 - bits) & 0xFFFF) if bits else 0
+            found = rules.get((group, identity, protocol, kept, bits))
+            if found is not None:
+                return found[1]
+        found = rules.get((group, identity, None, 0, 0))
+        return found is not None and found[1]
+
+
+def _default(row: PolicyRow, direction: str) -> bool:
+    return row.default_allow_ingress if direction == "ingress" else row.default_allow_egress
+
+
+def no_longer_allowed(rows: Rows, tracked: Iterable[Tracked]) -> list[Tracked]:
+    """The connections that these rows do not allow, those among them that are cut already too."""
+    judge = Judge(rows)
+    return [one for one in tracked if one.cut or not (one.exempt or judge.is_allowed(one))]

@@ -1,0 +1,695 @@
+"""Policies' part of a node's change: from documents to the firewall's rows, and from these to the kernel.
+
+It is one of the two parts of `Node`'s transaction, beside that of services; either may have nothing to do. `Policies.draft`
+works out the rows and refuses what cannot be; `carry_out` shows them to the programs in one step and attaches these where they
+are missing; `undo` goes back to the rows before, should the rest of the change fail. Once the change is committed `cut` ends the
+sockets of connections that are not allowed any more; their packets are dropped from the step on.
+
+- The firewall is on a node only while a policy is: a NetworkPolicy puts it on the interface of every pod of the node, also of
+  those that no policy selects; a HostPolicy that selects the node on the uplinks.
+- An interface is a pod's by the node's own route to the pod's address. Rows name interfaces by their index, so an interface that
+  was made anew is another one.
+- A process that is killed leaves rows and programs of the change before or of this one, never of both, as rows are shown by one
+  store. The next process that comes works out the same rows from the documents and commits them; sockets that were not ended are
+  found by the connections that the firewall remembers as cut.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hookline import bpf, net
+from hookline.control._errors import ControlError, DoesNotFit
+from hookline.control.drift import Repair, link_drift, link_state, pinned_names
+from hookline.control.judging import no_longer_allowed
+from hookline.control.placement import packed
+from hookline.control.plan import Plan, PolicyChange, PolicyDraft, Usage
+from hookline.control.state import State
+from hookline.control.verdicts import Connection, Names, RuleCount, Verdicts, connections
+from hookline.datapath.firewall import firewall as driver
+from hookline.datapath.firewall.firewall import (
+    FOLDER,
+    NODE_ITSELF,
+    OF_ROLE,
+    Firewall,
+    Older,
+    Role,
+    Rows,
+    Totals,
+    Tracked,
+    Tunables,
+)
+from hookline.datapath.pinning import Attachment
+from hookline.model import NodeConfig, Resource
+from hookline.model.names import NodeName, pod_netns
+from hookline.policy import Compiled, Compiler, PolicyRow, RuleNumbers, RuleSource, TooManyRows, World
+
+Address = IPv4Address | IPv6Address
+BANKED = ("endpoints", "identities", "rules", "own_addresses")
+SETTINGS = {
+    "endpoints": "endpoints",
+    "identities": "identities",
+    "rules": "rules",
+    "own_addresses": "ownAddresses",
+}
+STAYS = (
+    "the firewall stays as it is: it enforces policies that no object describes since the state was lost; "
+    "hookline state repair --drop-unclaimed goes by the objects alone"
+)
+LEFT = "sockets of connections that are cut are not ended"
+
+
+@dataclass(slots=True)
+class _Held:
+    """What this process holds of the kernel's side, in step with it as long as nobody else changes it."""
+
+    firewall: Firewall
+    rows: Rows | None = None
+    generation: int = 0
+    interfaces: Mapping[str, Role] = field(default_factory=dict)
+    indexes: Mapping[str, int] = field(default_factory=dict)
+    links: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
+    settled: bool = False
+    looked_for_cut: bool = False
+
+
+class Policies:
+    """Policies' part of one node. What is called in the node's network namespace says so.
+
+    Args:
+        name: The node.
+    """
+
+    def __init__(self, name: NodeName) -> None:
+        self._name = name
+        self._pins = name.pins
+        self.world = World()
+        self._numbers = RuleNumbers()
+        self._compiler = Compiler(self._numbers)
+        self._sources: Mapping[int, RuleSource] = {}
+        self._names: tuple[World, Names] | None = None
+        self._held: _Held | None = None
+        self._undo: Rows | None = None
+        # Network namespaces by the ids by which the node's knows them; of one change.
+        self._namespaces: dict[int, Path] | None = None
+        self._ports: dict[str, tuple[tuple[Address, ...], str, int]] = {}
+
+    # -- staying in step
+
+    def start(
+        self, resources: Iterable[Resource], names: Iterable[str], numbers: Mapping[RuleSource, int]
+    ) -> None:
+        """Begins with what the state says. Called in the node's namespace."""
+        self.forget()
+        self.world = World.of(resources, node=self._name.node, names=names)
+        if self._concerned(self.world):
+            self.world = self.world.changed((), (), addresses=net.own_addresses())
+        self._numbers = RuleNumbers(numbers)
+        self._compiler = Compiler(self._numbers)
+        self._sources = {number: source for source, number in numbers.items()}
+
+    def forget(self) -> None:
+        """Lets go of the kernel's side: it is to be read again."""
+        if self._held is not None:
+            self._held.firewall.close()
+            self._held = None
+        self._ports = {}
+
+    def forget_fresh(self) -> None:
+        """Lets go of programs that were loaded for a plan only."""
+        if self._held is not None and self._held.firewall.fresh:
+            self.forget()
+
+    def unsettle(self) -> None:
+        """Has the next change look at everything, as if another process had left it."""
+        self._ports = {}
+        if self._held is not None:
+            self._held.settled = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the kernel has what this process brought about, as far as it knows."""
+        return self._held is not None and self._held.settled
+
+    @property
+    def needs_look(self) -> bool:
+        """Whether there is a policy, and this process has not seen what the kernel makes of it."""
+        return self._concerned(self.world) and not self.is_settled
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of a firewall is on the node."""
+        return Firewall.exists(self._pins)
+
+    @staticmethod
+    def _concerned(world: World) -> bool:
+        return bool(world.policies or world.host_policies)
+
+    # -- drafting
+
+    def draft(
+        self,
+        plan: Plan,
+        gone: Sequence[Resource],
+        come: Sequence[Resource],
+        config: NodeConfig | None,
+        ask_uplinks: Callable[[], tuple[str, ...]],
+        *,
+        full: bool,
+        lost: bool,
+    ) -> PolicyDraft:
+        """Works out the rows and what is attached; loads the programs, unattached, where they are not. In the node's namespace.
+
+        Args:
+            plan: Filled in.
+            gone: Objects that go, and former ones of those that change.
+            come: Objects that come, or are others than before.
+            config: The node's configuration after the change.
+            ask_uplinks: Gives the node's uplinks.
+            full: Look at all routes and addresses again; pods that cannot be served are passed over with a warning.
+            lost: The state was lost, and the kernel may enforce policies that nobody knows any more.
+
+        Raises:
+            DoesNotFit: A map of the firewall cannot hold what is wanted.
+            ControlError: An interface is two pods'.
+            bpf.BpfError: The kernel refuses the programs.
+        """
+        self._namespaces = None
+        world = self.world.changed(gone, come)
+        if self._concerned(world) and (full or self._held is None or not world.addresses):
+            world = world.changed((), (), addresses=net.own_addresses())
+        draft = PolicyDraft(world)
+        if not self._concerned(world):
+            if self.exists:
+                if lost:
+                    draft.stays = True
+                    plan.warnings.append(STAYS)
+                else:
+                    plan.policies = PolicyChange(detaches=True)
+            return draft
+        compiled = self._compile(world)
+        draft.compiled = compiled
+        is_host = "" in compiled.endpoints
+        local = [pod for pod in compiled.endpoints if pod] if world.policies else []
+        if full or self._held is None:
+            self._ports = {}
+        uplinks: tuple[str, ...] = ()
+        try:
+            uplinks = ask_uplinks()
+        except net.NetworkError:
+            if is_host:
+                raise
+        draft.ports = self._find_ports(world, local, frozenset(uplinks), plan, lenient=full)
+        interfaces: dict[str, Role] = {name: "pod" for name, _ in draft.ports.values()}
+        interfaces.update(dict.fromkeys(uplinks if is_host else (), "uplink"))
+        draft.interfaces = interfaces
+        draft.wanted = bool(interfaces)
+        if not draft.wanted:
+            if self.exists:
+                plan.policies = PolicyChange(detaches=True)
+            return draft
+        draft.rows = self._rows(world, compiled, draft.ports, is_host=is_host)
+        self._draft_kernel(draft, plan, config, lost=lost)
+        return draft
+
+    def _compile(self, world: World) -> Compiled:
+        limit = self._held.firewall.capacity()["rules"] if self._held is not None else None
+        try:
+            return self._compiler.compile(world, limit=limit)
+        except TooManyRows as error:
+            raise DoesNotFit(
+                error.what,
+                why=error.why,
+                remedy="have fewer different selectors, or raise spec.maps.rules of the NodeConfig",
+            ) from None
+
+    def _find_ports(
+        self, world: World, local: Iterable[str], uplinks: frozenset[str], plan: Plan, *, lenient: bool
+    ) -> dict[str, tuple[str, int]]:
+        """Interface and index by pod; asked of the kernel for those that are new, moved or made anew."""
+        indexes = {name: index for index, name in socket.if_nameindex()}
+        known: dict[str, tuple[tuple[Address, ...], str, int]] = {}
+        unknown: dict[str, tuple[Address, ...]] = {}
+        for pod in local:
+            addresses = world.pods[pod].addresses
+            before = self._ports.get(pod)
+            if before is not None and before[0] == addresses and indexes.get(before[1]) == before[2]:
+                known[pod] = before
+            else:
+                unknown[pod] = addresses
+        routes = net.routes_to(address for addresses in unknown.values() for address in addresses)
+        for pod, addresses in unknown.items():
+            found = {
+                routes[address].interface
+                for address in addresses
+                if routes[address].kind == "unicast"
+                and routes[address].gateway is None
+                and routes[address].interface not in uplinks
+            }
+            if len(found) != 1:
+                plan.warnings.append(
+                    f"pod {pod}: no policy is enforced: "
+                    + (
+                        f"{' and '.join(sorted(found))} both lead to it"
+                        if found
+                        else "no interface of this node leads to it"
+                    )
+                )
+                continue
+            interface = found.pop()
+            if index := indexes.get(interface, 0):
+                known[pod] = (addresses, interface, index)
+        owners: dict[str, str] = {}
+        for pod, (_, interface, _) in list(known.items()):
+            if (first := owners.setdefault(interface, pod)) != pod:
+                what = f"pods {first} and {pod} are both behind {interface}"
+                if not lenient:
+                    raise ControlError(
+                        f"policies cannot be enforced: {what}",
+                        why="the firewall is on pods' own interfaces, and one interface has one pod's policies",
+                        remedy="route pods by interfaces of their own instead of a bridge",
+                    )
+                plan.warnings.append(f"{what}: only the first one's policies are enforced")
+                del known[pod]
+        self._ports = known
+        return {pod: (interface, index) for pod, (_, interface, index) in known.items()}
+
+    @staticmethod
+    def _rows(
+        world: World, compiled: Compiled, ports: Mapping[str, tuple[str, int]], *, is_host: bool
+    ) -> Rows:
+        index_of = {pod: index for pod, (_, index) in ports.items()}
+        endpoints = {index_of[pod]: row for pod, row in compiled.endpoints.items() if pod in index_of}
+        if is_host:
+            endpoints[NODE_ITSELF] = compiled.endpoints[""]
+        return Rows(
+            endpoints,
+            {
+                key: (identity, index_of.get(pod, 0) if pod else 0)
+                for key, (identity, pod) in compiled.identities.items()
+            },
+            compiled.rules,
+            frozenset(map(packed, world.own_addresses)) if is_host else frozenset(),
+        )
+
+    def _draft_kernel(self, draft: PolicyDraft, plan: Plan, config: NodeConfig | None, *, lost: bool) -> None:
+        tunables = tunables_of(config)
+        held = self._held
+        if held is None or held.firewall.tunables != tunables:
+            if held is not None:
+                held.firewall.close()
+            firewall = Firewall.open(self._pins, tunables)
+            held = self._held = _Held(firewall)
+        firewall = held.firewall
+        draft.in_step = (
+            held.settled
+            and held.interfaces == draft.interfaces
+            and held.indexes == _indexes(draft.interfaces)
+            and held.generation == firewall.generation
+        )
+        if held.rows is None or held.generation != firewall.generation:
+            held.rows = firewall.rows() if firewall.generation else Rows()
+            held.generation = firewall.generation
+        if lost and not _covers(draft.rows, held.rows):
+            draft.stays = True
+            plan.warnings.append(STAYS)
+            return
+        capacity = firewall.capacity()
+        for name in BANKED:
+            needed = len(getattr(draft.rows, name))
+            plan.usage[f"firewall_{name}"] = Usage(needed, capacity[name])
+            if needed > capacity[name]:
+                raise DoesNotFit(
+                    f"{needed:,} {name.replace('_', ' ')} of policies do not fit",
+                    why=f"the firewall's map has room for {capacity[name]:,}",
+                    remedy=f"raise spec.maps.{SETTINGS[name]} of the NodeConfig, or have fewer policies",
+                )
+        attached = {(one.program, one.interface) for one in ([] if draft.in_step else self._attached())}
+        plan.attaches += [
+            f"{program} to {interface}"
+            for interface, role in draft.interfaces.items()
+            for program in OF_ROLE[role]
+            if not draft.in_step and (program, interface) not in attached
+        ]
+        before = held.rows
+        plan.policies = PolicyChange(
+            loads=firewall.fresh,
+            rules_added=_count_differing(draft.rows.rules, before.rules),
+            rules_removed=_count_differing(before.rules, draft.rows.rules),
+            endpoints=_count_differing(draft.rows.endpoints, before.endpoints),
+            identities=_count_differing(draft.rows.identities, before.identities),
+        )
+
+    def work_out_cut(self, draft: PolicyDraft, plan: Plan) -> None:
+        """Fills in, for a dry run, how many open connections the change would cut."""
+        held = self._held
+        if held is None or plan.policies is None or plan.policies.detaches or draft.stays:
+            return
+        found = [one for one in held.firewall.tracked() if not one.cut] if not held.firewall.fresh else []
+        plan.policies.connections_cut = len(no_longer_allowed(draft.rows, found))
+
+    # -- carrying out
+
+    def carry_out(self, draft: PolicyDraft, state: State) -> list[Attachment]:
+        """Brings the kernel to the draft. In the node's namespace, in the state's transaction.
+
+        Raises:
+            bpf.BpfError: The kernel refuses; what was is in force.
+        """
+        self._undo = None
+        if draft.stays:
+            return []
+        if not draft.wanted:
+            if self._sources:
+                state.put_rule_numbers({})
+            return self.remove() if self.exists else []
+        held = self._held
+        assert held is not None
+        assert draft.compiled is not None
+        self._note_numbers(draft.compiled, state, held)
+        if held.generation:
+            self._undo = held.rows
+        held.settled = False
+        held.generation = held.firewall.commit(draft.rows)
+        held.rows = draft.rows
+        if draft.in_step:
+            held.settled = True
+            return []
+        try:
+            self._remember_older(held, draft)
+            attachments = held.firewall.activate(draft.interfaces)
+        except BaseException:
+            self.undo()
+            raise
+        held.interfaces, held.indexes = draft.interfaces, _indexes(draft.interfaces)
+        folder = self._pins / FOLDER
+        held.links, held.pinned = link_state(folder), pinned_names(folder)
+        held.settled = True
+        return attachments
+
+    def _note_numbers(self, compiled: Compiled, state: State, held: _Held) -> None:
+        """Keeps the numbers of rules that there are; counters of numbers that are given out again begin at zero."""
+        wanted = {source: number for number, source in compiled.sources.items()}
+        before = {source: number for number, source in self._sources.items()}
+        if wanted == before:
+            return
+        state.put_rule_numbers(wanted)
+        fresh = [number for source, number in wanted.items() if before.get(source) != number]
+        counts = held.firewall.maps["rule_counts"]
+        keys = np.array(sorted(number for number in fresh if number < counts.max_entries), counts.key_dtype)
+        if len(keys) and not held.firewall.fresh:
+            shape = (len(keys), bpf.possible_cpus())
+            counts.write(keys, np.zeros(shape, counts.value_dtype))
+
+    def _remember_older(self, held: _Held, draft: PolicyDraft) -> None:
+        """Has connections that are older than the firewall be judged as what they are, though their beginning was not seen."""
+        there = {one.interface for one in self._attached()}
+        older = []
+        for pod, (interface, index) in draft.ports.items():
+            place = self._namespace_of(pod, draft) if interface not in there else None
+            if place is None:
+                continue
+            own = frozenset(draft.world.pods[pod].addresses)
+            with suppress(net.NetworkError), net.inside(place):
+                older += [
+                    Older(
+                        index,
+                        one.local,
+                        one.remote,
+                        one.local_port,
+                        one.remote_port,
+                        "egress" if one.opened else "ingress",
+                    )
+                    for one in net.connected_sockets((socket.IPPROTO_TCP,))
+                    if one.local in own and one.remote not in own
+                ]
+        held.firewall.remember(older)
+
+    def settle(self, draft: PolicyDraft) -> None:
+        """The change is committed."""
+        self._undo = None
+        self.world = draft.world
+        if draft.stays:
+            return
+        if draft.compiled is not None:
+            self._sources = draft.compiled.sources
+            self._numbers.forget(
+                [one for one, number in self._numbers.known.items() if number not in self._sources]
+            )
+        else:
+            self._sources = {}
+            self._numbers = RuleNumbers()
+            self._compiler = Compiler(self._numbers)
+
+    def undo(self) -> None:
+        """Goes back to the rows before, if the kernel lets that be; what else there is is looked at again."""
+        held, before = self._held, self._undo
+        self._undo = None
+        if held is not None and before is not None:
+            with suppress(bpf.BpfError):  # the next change puts it right
+                held.firewall.commit(before)
+        self.forget()
+
+    def remove(self) -> list[Attachment]:
+        """Takes the firewall off the node."""
+        self.forget()
+        return driver.remove(self._pins)
+
+    # -- connections that are not allowed any more
+
+    def cut(self, draft: PolicyDraft, plan: Plan) -> None:
+        """Ends the sockets in this node's pods whose connections are not allowed any more.
+
+        Each time that rows changed, and at the first change of a process, which another may have been killed before.
+        """
+        held = self._held
+        if held is None or not draft.wanted or draft.stays:
+            return
+        if plan.policies is not None and not plan.policies and held.looked_for_cut:
+            return
+        held.looked_for_cut = True
+        doomed = no_longer_allowed(draft.rows, held.firewall.tracked())
+        if plan.policies is not None:
+            plan.policies.connections_cut = len({_ends(one) for one in doomed})
+        self._destroy(doomed, draft, plan)
+
+    def _destroy(self, doomed: Sequence[Tracked], draft: PolicyDraft, plan: Plan) -> None:
+        """Ends the sockets of connections, at both ends if both are pods of this node."""
+        pods = {address: pod for pod in draft.ports for address in draft.world.pods[pod].addresses}
+        wanted: dict[str, set[tuple[Any, ...]]] = {}
+        for one in doomed:
+            if one.protocol not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+                continue
+            here = (one.protocol, one.local, one.local_port, one.remote, one.remote_port)
+            there = (one.protocol, one.remote, one.remote_port, one.local, one.local_port)
+            for ends in (here, there):
+                if (pod := pods.get(ends[1])) is not None:
+                    wanted.setdefault(pod, set()).add(ends)
+            if one.interface == NODE_ITSELF:
+                wanted.setdefault("", set()).add(here)
+        for pod, doomed_here in wanted.items():
+            try:
+                place = self._namespace_of(pod, draft)
+                if pod and place is None:
+                    plan.warnings.append(f"pod {pod}: its network namespace was not found; {LEFT}")
+                    continue
+                with net.inside(place):
+                    mine = [
+                        one.name
+                        for one in net.connected_sockets()
+                        if (one.protocol, one.local, one.local_port, one.remote, one.remote_port)
+                        in doomed_here
+                    ]
+                    ended, left = net.destroy_sockets(mine)
+            except net.NetworkError as error:
+                plan.warnings.append(f"{pod or 'the node'}: {LEFT}: {error.why or error.what}")
+                continue
+            plan.sockets_ended += ended
+            plan.warnings += [f"{pod or 'the node'}: {count} {LEFT}: {why}" for why, count in left.items()]
+
+    def _namespace_of(self, pod: str, draft: PolicyDraft) -> Path | None:
+        """A pod's network namespace; None for the node's own, and where it is not found."""
+        if not pod:
+            return None
+        namespace, _, name = pod.partition("/")
+        if self._name.lab is not None:
+            return pod_netns(self._name.lab, namespace, name)
+        if self._namespaces is None:
+            self._namespaces = net.namespaces_by_id()
+        return self._namespaces.get(net.link_numbers(draft.ports[pod][0]).get("netns", -1))
+
+    # -- repairing
+
+    def drift(self) -> list[Repair]:
+        """What is not as this process left it: attachments, pins, interfaces made anew, rows. In the node's namespace."""
+        held = self._held
+        if held is None or not held.settled:
+            return []
+        folder = self._pins / FOLDER
+        repairs = link_drift(held.links, link_state(folder))
+        repairs += [
+            Repair("pin", f"{FOLDER}/{name}: it was unpinned")
+            for name in sorted(held.pinned - pinned_names(folder))
+        ]
+        now = _indexes(held.interfaces)
+        repairs += [
+            Repair(
+                "link",
+                f"{name}: the interface was made anew" if now[name] else f"{name}: the interface is gone",
+            )
+            for name, index in held.indexes.items()
+            if now[name] != index
+        ]
+        if held.generation != held.firewall.generation:
+            repairs.append(Repair("rule", "the firewall's rows are of another generation"))
+        elif held.rows is not None:
+            found = held.firewall.rows()
+            repairs += [
+                Repair(
+                    "rule",
+                    f"{_count_differing(getattr(held.rows, name), getattr(found, name)) or 'foreign'} {name}",
+                )
+                for name in BANKED
+                if getattr(held.rows, name) != getattr(found, name)
+            ]
+            held.rows = found
+        return repairs
+
+    # -- reading
+
+    def names(self) -> Names:
+        """Who has an address."""
+        if self._names is None or self._names[0] is not self.world:
+            self._names = (self.world, Names(self.world, self._name.node))
+        return self._names[1]
+
+    @property
+    def sources(self) -> Mapping[int, RuleSource]:
+        """Where the rule of each number is written."""
+        return self._sources
+
+    def attachments(self) -> list[Attachment]:
+        """Where the programs are attached now. In the node's namespace."""
+        return self._attached()
+
+    def _attached(self) -> list[Attachment]:
+        return driver.attachments(self._pins) if self.exists else []
+
+    def totals(self) -> Totals | None:
+        """The firewall's counters; None where there is none."""
+        with _reading(self._pins) as firewall:
+            return firewall.totals() if firewall is not None else None
+
+    def rule_counts(self) -> list[RuleCount]:
+        """What each rule let through, those that let nothing too."""
+        totals = self.totals()
+        counts = totals.rules if totals is not None else {}
+        return [
+            RuleCount(source.policy, source.direction, source.index, *counts.get(number, (0, 0)))
+            for number, source in sorted(self._sources.items(), key=lambda item: str(item[1]))
+        ]
+
+    def connections(self) -> list[Connection]:
+        """The connections that the firewall knows."""
+        with _reading(self._pins) as firewall:
+            return list(connections(firewall, self.names(), self._sources)) if firewall is not None else []
+
+    def sample(self, one_in: int) -> None:
+        """Has one in so many new connections that are allowed be told; 0: none.
+
+        Raises:
+            ControlError: There is no firewall on the node.
+        """
+        with self._read() as firewall:
+            firewall.sample(one_in)
+
+    def verdicts(self) -> Verdicts:
+        """Reads verdicts as they come.
+
+        Raises:
+            ControlError: There is no firewall on the node.
+        """
+        return Verdicts(self._read(), lambda: (self.names(), self._sources))
+
+    def _read(self) -> Firewall:
+        firewall = Firewall.pinned(self._pins)
+        if firewall is None:
+            raise ControlError(
+                f"there is no firewall on node {self._name}",
+                why="no policy is for this node",
+                remedy="hookline apply -f POLICY",
+            )
+        return firewall
+
+    def usage(self) -> dict[str, Usage]:
+        """How full the firewall's maps are; empty where there is none."""
+        with _reading(self._pins) as firewall:
+            if firewall is None:
+                return {}
+            capacity = firewall.capacity()
+            rows = self._held.rows if self._held is not None and self._held.rows else firewall.rows()
+            return {f"firewall_{name}": Usage(len(getattr(rows, name)), capacity[name]) for name in BANKED}
+
+
+@contextmanager
+def _reading(pins: Path) -> Iterator[Firewall | None]:
+    """The firewall for reading; None where there is none that can be read."""
+    firewall = Firewall.pinned(pins) if Firewall.exists(pins) else None
+    if firewall is None:
+        yield None
+        return
+    with firewall:
+        yield firewall
+
+
+def tunables_of(config: NodeConfig | None) -> Tunables:
+    """What the programs are loaded with."""
+    if config is None:
+        return Tunables()
+    maps = config.spec.maps
+    return Tunables(
+        maps.endpoints,
+        maps.identities,
+        maps.rules,
+        maps.own_addresses,
+        maps.tracked,
+        maps.fragments,
+        maps.rule_counts,
+    )
+
+
+def _indexes(interfaces: Iterable[str]) -> dict[str, int]:
+    """The interfaces' numbers, 0 for one that is not there."""
+    there = {name: index for index, name in socket.if_nameindex()}
+    return {name: there.get(name, 0) for name in interfaces}
+
+
+def _count_differing(
+    some: Mapping[Any, Any] | frozenset[bytes], others: Mapping[Any, Any] | frozenset[bytes]
+) -> int:
+    """How many there are that the others have not, or not the same."""
+    if some is others:
+        return 0
+    if isinstance(some, frozenset) or isinstance(others, frozenset):
+        return len(frozenset(some) - frozenset(others))
+    return sum(others.get(key) != value for key, value in some.items())
+
+
+def _covers(rows: Rows, before: Rows) -> bool:
+    """Whether every endpoint that is isolated has the very rule sets that it had; their numbers tell what is in them."""
+    return all(
+        rows.endpoints.get(index) == row for index, row in before.endpoints.items() if row != PolicyRow()
+    )
+
+
+def _ends(one: Tracked) -> frozenset[tuple[Address, int]]:
+    return frozenset(((one.local, one.local_port), (one.remote, one.remote_port)))
