@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hookline import bench, bpf
-from hookline.bench import Settings
+from hookline.bench import Settings, _firewall
 from hookline.errors import HooklineError
 from tests.requirements import need
 from tools.build_objects import ROOT, build_all
@@ -81,3 +81,25 @@ def test_rows_without_a_lab_make_none(tmp_path: Path) -> None:
     done = subprocess.run([*hidden, *command], capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)["rows"][0]["id"] == "batch-update", done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_the_firewall(pins_before: set[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets really pass through the node, under rules of every kind that are there; goals are a quiet machine's."""
+    need("kernel", "" if shutil.which("ip") else "the program ip")
+    for name, less in (
+        ("PACKETS", 2000),
+        ("WARM", 500),
+        ("MANY_FLOWS", 500),
+        ("TABLE_FLOWS", 100),
+        ("BULK_S", 0.05),
+    ):
+        monkeypatch.setattr(_firewall, name, less)
+    wanted = ["firewall-forward-100", "firewall-bulk", "firewall-hot"]
+    wanted += ["nftables-forward-set-1000"] if shutil.which("nft") else []
+    namespaces = set(Path("/run/netns").glob("hl-bench-*"))
+    measured = bench.run(wanted, Settings(1, bench.choose_cpu()))
+    rows = {row.id: row for row in measured.rows}
+    assert set(rows) == set(wanted)
+    assert all(row.value > 0 and row.ratio > 0 for row in rows.values())
+    assert set(Path("/run/netns").glob("hl-bench-*")) == namespaces
+    assert set(bpf.pin.BPFFS.glob("hookline-bench-*")) <= pins_before

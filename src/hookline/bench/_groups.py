@@ -80,6 +80,41 @@ GROUPS = (
     Group({"policy-probes": "2,000 live probes of policies"}, "_trials", "probe_rows"),
     Group(
         {
+            f"firewall-forward-{number}": f"small packets forwarded under {text}, beside none"
+            for number, text in (
+                ("1", "one rule"),
+                ("100", "100 rules"),
+                ("1000", "1,000 rules"),
+                ("10000", "10,000 rules"),
+                ("many-flows", "1,000 rules in 60,000 flows"),
+            )
+        }
+        | {
+            f"nftables-forward-{number}": f"the same by nftables: {text}"
+            for number, text in (
+                ("1", "one rule"),
+                ("100", "100 rules"),
+                ("1000", "1,000 rules"),
+                ("set-1000", "a set of 1,000"),
+                ("tracking", "connection tracking and one rule"),
+            )
+        },
+        "_firewall",
+        "forward_rows",
+    ),
+    Group(
+        {"firewall-bulk": "bulk TCP through a node with 1,000 rules, beside none"}, "_firewall", "bulk_rows"
+    ),
+    Group(
+        {
+            "firewall-hot": "an established packet of one flow, above an empty program",
+            "firewall-cold": "the same with 64,000 flows, one packet each",
+        },
+        "_firewall",
+        "packet_rows",
+    ),
+    Group(
+        {
             f"request-{way}-{percentile}{suffix}": f"a request through {text}, {percentile}, {where}"
             for suffix, where in _CPUS.items()
             for way, text in _WAYS.items()

@@ -204,8 +204,7 @@ static __always_inline int filter(struct __sk_buff *skb, __u8 direction, bool ho
 
 	track = bpf_map_lookup_elem(&tracked, &subject.key);
 	if (track && track->generation == subject.generation && !(track->flags & (1 << direction)) &&
-	    !(subject.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) &&
-	    (__s64)(bpf_ktime_get_coarse_ns() - track->last_seen_ns) < (__s64)SECOND) {
+	    !(subject.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && is_alive(track)) {
 		count_reason(direction, POLICY_ESTABLISHED, subject.length);
 		count_rule(track->rule, subject.length);
 		return TC_ACT_UNSPEC;

@@ -145,6 +145,20 @@ static __always_inline struct track *find_track(const struct track_key *key, __u
 	return track;
 }
 
+/* Notes that a packet came. Returns whether the connection was not over. */
+static __always_inline bool is_alive(struct track *track)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__s64 silent = now - track->last_seen_ns;
+
+	if (silent < (__s64)SECOND)
+		return true;
+	if (silent > (__s64)(track->timeout_s * SECOND))
+		return false;
+	track->last_seen_ns = now;
+	return true;
+}
+
 /* Judges a packet as the first one of a connection in its own direction. */
 __noinline int judge_new(const struct subject *subject, struct outcome *outcome)
 {
