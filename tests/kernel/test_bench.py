@@ -91,7 +91,10 @@ def test_rows_of_the_firewall(pins_before: set[Path], monkeypatch: pytest.Monkey
         ("WARM", 500),
         ("MANY_FLOWS", 500),
         ("TABLE_FLOWS", 100),
+        ("REPEAT", 1000),
         ("BULK_S", 0.05),
+        ("NUMBERS", (100,)),
+        ("LINEAR", ()),
     ):
         monkeypatch.setattr(_firewall, name, less)
     wanted = ["firewall-forward-100", "firewall-bulk", "firewall-hot"]
