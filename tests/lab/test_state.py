@@ -391,6 +391,25 @@ def test_what_is_in_order_is_left_alone(made: Lab, files: list[Path]) -> None:
         assert node.generations() == before
 
 
+@pytest.mark.parametrize("page", [1 << 20, (1 << 32) - 1])
+def test_a_row_that_points_beyond_the_tables(made: Lab, files: list[Path], page: int) -> None:
+    """Written by somebody else while no process of ours ran: the next one reads all it can, and builds the table anew."""
+    with bpf.Map.from_pin(opened(made).name.pins / "maps" / "services") as services:
+        for key, value in services.items():
+            if value["table_size"]:
+                value["table_page"] = page
+                services[key] = value
+    with opened(made) as node:
+        assert {one.slots for status in node.services() for one in status.backends} == {0}
+    with opened(made) as node:
+        repaired = node.repair()
+        assert {one.kind for one in repaired.repairs} == {"table"}, repaired
+        assert len(repaired.repairs) == len(set(repaired.repairs)) >= 6
+        assert all(one.slots for status in node.services() for one in status.backends)
+        assert not node.repair().repairs
+    assert_all_serve(made)
+
+
 def test_the_command_line(made: Lab, files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     def command(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -159,12 +159,18 @@ class TableWatch:
 
     def _changed_tables(self, pools: Iterable[Pool]) -> Iterable[int]:
         tables, window = self._tables, _Window(self._balancer)
+        found = ((tables.services.get(frontend_key(pool.frontends[0])), pool) for pool in pools)
+        # By their place: each part of the pages is mapped once.
+        placed = sorted(
+            ((row, pool) for row, pool in found if row is not None and row.table_size),
+            key=lambda one: one[0].table_page,
+        )
         seen = {}
-        for pool in pools:
-            row = tables.services.get(frontend_key(pool.frontends[0]))
-            if row is None or not row.table_size:
-                continue
+        for row, pool in placed:
             place = (row.table_page, row.table_size)
+            if not tables.is_place(*place):
+                yield pool.key
+                continue
             slots = window.slots(*place)
             total = zlib.crc32(slots.data)
             known = self._sums.get(place)

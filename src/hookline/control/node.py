@@ -937,7 +937,8 @@ class Node:
             before = {pool.key: pool for name in concerned for pool in self._pools.get(name, ())}
             after = {pool.key: pool for name in concerned for pool in pools.get(name, ())}
             only = frozenset(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-            considered = [after[key] for key in only if key in after]
+            # In the documents' order: tables that are looked at together lie together.
+            considered = [pool for key, pool in after.items() if key in only]
         else:
             considered = [pool for group in pools.values() for pool in group]
         if self._lost:

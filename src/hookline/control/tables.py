@@ -194,6 +194,10 @@ class Tables:
         """Pages that the map has."""
         return self._balancer.page_count
 
+    def is_place(self, first_page: int, size: int) -> bool:
+        """Whether there are such pages: a row that somebody else wrote may name others."""
+        return 0 <= first_page <= self.table_pages - pages_for(size)
+
     def used_pages(self, pools: Set[int] | None = None) -> dict[int, int]:
         """Pages in use, by all pools or these: first page of each table and how many it has."""
         return self.services.tables(pools)
@@ -225,7 +229,7 @@ class Tables:
 
     def slots(self, row: ServiceRow) -> NDArray[np.uint32]:
         """A copy of the table that a service's row points to, shape (size,); empty where it has none."""
-        if not row.table_size:
+        if not row.table_size or not self.is_place(row.table_page, row.table_size):
             return np.empty(0, np.uint32)
         slots = self._balancer.page_range(row.table_page, pages_for(row.table_size))
         return slots.reshape(-1)[: row.table_size].copy()
