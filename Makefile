@@ -38,6 +38,11 @@ kernels-table: ## docs/kernels.md anew: what runs on which kernel, by the tests 
 	@tools/setup $@
 	@$(PYTHON) -m tools.kernels_table $(ARGS)
 
+.PHONY: mutants
+mutants: ## wrong policy evaluators: which of them the tables of tests/policy notice (all, or it fails)
+	@tools/setup $@
+	@$(PYTHON) -m tools.mutants $(ARGS)
+
 .PHONY: test-fresh
 test-fresh: ## make demo and make test in a fresh Debian 12
 	@tools/setup $@
