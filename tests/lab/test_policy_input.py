@@ -91,9 +91,7 @@ def write(folder: Path, name: str, resources: Sequence[Resource] | str) -> Path:
 def reached(prober: Prober, source: str, target: str) -> list[bool]:
     """Whether a target is reached over TCP and UDP, IPv4 and IPv6."""
     questions = [
-        Question(source, target, PORT, protocol, family)
-        for protocol in ("tcp", "udp")
-        for family in (4, 6)  # type: ignore[union-attr]
+        Question(source, target, PORT, protocol, family) for protocol in ("tcp", "udp") for family in (4, 6)
     ]
     return [heard.outcome == "allow" for heard in prober.ask(questions)]
 
