@@ -33,6 +33,8 @@ _ACTIVE, _LOCAL = 1, 2
 _SERVICE_ADDRESS = 1
 _LOCAL_REPLY = 5
 _MAGLEV_BACKENDS = 10
+NODE, BEYOND = "10.0.0.1", "10.0.1.2"
+_RULES = 1
 
 _NETWORK = """
 link set lo up
@@ -97,7 +99,7 @@ def _write(path: str, value: str) -> None:
         file.write(value)
 
 
-# The load balancer's tables
+# The load balancer's tables, and the firewall's rows
 
 
 def fill_tables(maps: bpf.Object) -> None:
@@ -140,6 +142,20 @@ def fill_tables(maps: bpf.Object) -> None:
     }
 
 
+def fill_rows(programs: bpf.Object) -> None:
+    """Gives the firewall a pod, the client behind `uplink`, and the node itself: each may speak TCP with port 80 and no other."""
+    tables = programs.maps
+    index = socket.if_nametoindex(UPLINK)
+    for interface in (0, index):
+        tables["endpoints"][struct.pack("=II", 0, interface)] = {"rules": (_RULES, _RULES)}
+    for address, identity, interface in ((CLIENT, 16, index), (NODE, 2, 0), (CLIENT6, 16, index)):
+        key = struct.pack("=II", 32 + 128, 0) + packed(address)
+        tables["identities"][key] = {"identity": identity, "interface": interface}
+    key = struct.pack("=IIIIB2sx", 120, 0, _RULES, 0, socket.IPPROTO_TCP, struct.pack("!H", 80))
+    tables["rules"][key] = {"rule": 1}
+    tables["own_addresses"][struct.pack("=I", 0) + packed(NODE)] = 1
+
+
 def packed(address: str) -> bytes:
     """An address as the programs keep it: 16 octets, IPv4 as ``::ffff:a.b.c.d``."""
     octets = ip_address(address).packed
@@ -175,6 +191,36 @@ def samples(programs: bpf.Object, *, ipv6: bool) -> dict[str, Sequence[Sample]]:
         "count_exceptions": [Sample("another program's exception", context=struct.pack("=QQQ", 0, 0, 0))],
         "build_maglev": [_maglev(programs)],
     }
+
+
+def firewall_samples(programs: bpf.Object) -> dict[str, Sequence[Sample]]:
+    """The trial runs of every program of the firewall, by its name."""
+    tracked = programs.maps["tracked"]
+
+    def sample(label: str, ends: tuple[str, str], rest: Packet, *, new: bool = False) -> Sample:
+        source, target = ends
+        data = bytes(_ether() / IP(src=source, dst=target) / rest)
+        prepare = tracked.clear if new else None
+        # What leaves the node was made by it, not forwarded.
+        if source == NODE:
+            return Sample(label, data, egress=UPLINK, prepare=prepare)
+        return Sample(label, data, ingress=UPLINK, prepare=prepare)
+
+    def of(here: str) -> tuple[tuple[str, str], tuple[str, str]]:
+        return (here, BEYOND), (BEYOND, here)
+
+    segment, refused = TCP(sport=40000, dport=80, flags="A"), TCP(sport=40000, dport=22, flags="S")
+    found: dict[str, Sequence[Sample]] = {}
+    for name, ends in zip(
+        ("from_pod", "to_pod", "to_wire", "from_wire"), (*of(CLIENT), *of(NODE)), strict=True
+    ):
+        found[name] = [
+            sample("a new connection", ends, segment, new=True),
+            sample("an established one", ends, segment),
+            sample("refused", ends, refused),
+            sample("an echo", ends, ICMP()),
+        ]
+    return found
 
 
 def _to_balance(*, ipv6: bool) -> list[tuple[str, Packet]]:

@@ -19,7 +19,7 @@ from rich.table import Table
 from hookline import bpf
 from hookline.errors import HooklineError
 from tools.build_objects import ROOT
-from tools.program_samples import Sample, fill_tables, samples, set_the_scene
+from tools.program_samples import Sample, fill_rows, fill_tables, firewall_samples, samples, set_the_scene
 
 BATCHES, RUNS = 15, 40
 NO_TRIAL = "cgroup_sock_addr"  # the kernel runs these on their hook only
@@ -86,23 +86,29 @@ def report_all() -> list[Report]:
         OSError: The network namespace cannot be made.
     """
     package = ROOT / "src" / "hookline"
-    path = package / "datapath" / "loadbalancer" / "loadbalancer.bpf.o"
-    empty_path = package / "bench" / "empty.bpf.o"
+    datapath = package / "datapath"
     ipv6 = set_the_scene()
-    with bpf.Object.open(path) as obj, bpf.Object.open(empty_path) as empty, bpf.run_statistics():
-        obj.load()
-        empty.load()
-        fill_tables(obj)
-        wanted = samples(obj, ipv6=ipv6)
-        wanted.update((name, ()) for name, program in obj.programs.items() if program.type == NO_TRIAL)
-        unknown = set(obj.programs) - set(wanted)
+    with (
+        bpf.Object.open(datapath / "loadbalancer" / "loadbalancer.bpf.o") as balancer,
+        bpf.Object.open(datapath / "firewall" / "firewall.bpf.o") as firewall,
+        bpf.Object.open(package / "bench" / "empty.bpf.o") as empty,
+        bpf.run_statistics(),
+    ):
+        for obj in (balancer, firewall, empty):
+            obj.load()
+        fill_tables(balancer)
+        fill_rows(firewall)
+        wanted = {**samples(balancer, ipv6=ipv6), **firewall_samples(firewall)}
+        programs = {**balancer.programs, **firewall.programs}
+        wanted.update((name, ()) for name, program in programs.items() if program.type == NO_TRIAL)
+        unknown = set(programs) - set(wanted)
         if unknown:
             raise HooklineError(
                 f"no samples for {', '.join(sorted(unknown))}",
                 why="every program is run",
                 remedy="add packets for it to tools/program_samples.py",
             )
-        return [report(program, wanted[name], empty) for name, program in obj.programs.items()]
+        return [report(program, wanted[name], empty) for name, program in programs.items()]
 
 
 def report(program: bpf.Program, wanted: Sequence[Sample], empty: bpf.Object) -> Report:

@@ -26,6 +26,14 @@ def test_every_program_is_measured_and_every_verdict_met() -> None:
         "TX",
         "REDIRECT",
     }
+    for name in ("from_pod", "to_pod", "from_wire", "to_wire"):
+        found = {run["sample"]: run["verdict"] for run in reports[name]["runs"]}
+        assert found == {
+            "a new connection": "UNSPEC",
+            "an established one": "UNSPEC",
+            "refused": "SHOT",
+            "an echo": "SHOT",
+        }
     for one in reports.values():
         assert one["instructions"] > 0
         assert one["verified_instructions"] > 0

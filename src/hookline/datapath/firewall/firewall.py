@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -481,34 +481,23 @@ class Firewall:
         keys, values = keys[alive], values[alive]
         names = self._names("track_state", "TRACK_")
         flags = self._enum("track_flags")
-        ports = {
+        columns: dict[str, list[Any]] = {
             name: np.ascontiguousarray(keys[name]).view(">u2").astype(int).tolist()
             for name in ("local_port", "remote_port")
         }
-        ends = {
-            name: [
-                _address(one.tobytes()) for one in np.ascontiguousarray(keys[name]).view("V16").reshape(-1)
-            ]
-            for name in ("local", "remote")
-        }
-        return [
-            Tracked(
-                int(key["interface"]),
-                ends["local"][index],
-                ends["remote"][index],
-                ports["local_port"][index],
-                ports["remote_port"][index],
-                int(key["protocol"]),
-                SIDES[int(value["direction"])],
-                names[int(value["state"])],
-                bool(value["flags"] & flags["TRACK_CUT"]),
-                bool(value["flags"] & flags["TRACK_EXEMPT"]),
-                int(value["rule"]),
-                int(value["generation"]),
-                int(value["last_seen_ns"]),
-            )
-            for index, (key, value) in enumerate(zip(keys, values, strict=True))
-        ]
+        for name in ("local", "remote"):
+            octets = np.ascontiguousarray(keys[name]).view("V16").reshape(-1)
+            every, places = np.unique(octets, return_inverse=True)
+            addresses = [_address(one.tobytes()) for one in every]
+            columns[name] = [addresses[place] for place in places.tolist()]
+        columns |= {name: keys[name].tolist() for name in ("interface", "protocol")}
+        columns |= {name: values[name].tolist() for name in ("rule", "generation", "last_seen_ns")}
+        columns["direction"] = [SIDES[side] for side in values["direction"].tolist()]
+        columns["state"] = [names[state] for state in values["state"].tolist()]
+        for name in ("cut", "exempt"):
+            columns[name] = (values["flags"] & flags[f"TRACK_{name.upper()}"] != 0).tolist()
+        order = [column.name for column in fields(Tracked)]
+        return [Tracked(*row) for row in zip(*(columns[name] for name in order), strict=True)]
 
     def remember(self, connections: Iterable[Older]) -> None:
         """Takes over connections that are older than the firewall, unless it knows them: policies judge their next packet."""

@@ -223,6 +223,8 @@ __noinline int walk_extensions(struct __sk_buff *skb, struct walk *walk)
 
 	if (!skb || !walk)
 		return -1;
+	/* Unrolled: Linux 6.1 takes a loop whose end is a call for one without an end. */
+#pragma unroll
 	for (int i = 0; i <= EXTENSION_HEADERS_MAX; i++) {
 		__u8 next = walk->next;
 
