@@ -583,10 +583,16 @@ def test_which_node_this_is_follows_its_object_and_the_machine(place: Lab) -> No
             inside("route", "add", "198.51.100.1", "dev", "eth0", "src", "172.30.0.77")
             node.repair(full=True)
             assert own() == {"172.30.0.77", NODE_1[6]}
-        finally:
-            subprocess.run(
-                ["nsenter", f"--net={name.netns}", "ip", "address", "del", "172.30.0.77/24", "dev", "eth0"],
-                check=False,
+            inside("route", "replace", "unreachable", "198.51.100.1")
+            node.repair(full=True)
+            assert own() == {"172.30.0.77", NODE_1[6]}, (
+                "it has the address, with a way to the world or without"
             )
+            inside("address", "del", "172.30.0.77/24", "dev", "eth0")
+            node.repair(full=True)
+            assert own() == {NODE_1[6]}
+        finally:
+            for words in ("address del 172.30.0.77/24 dev eth0", "route del 198.51.100.1"):
+                subprocess.run(["nsenter", f"--net={name.netns}", "ip", *words.split()], check=False)
             node.delete([one.reference for one in added])
             node.apply(place.resources(), owner="lab")

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -800,7 +800,8 @@ class Node:
         return self._here((nodes - lost) | new)
 
     def _here(self, nodes: Set[str]) -> Here:
-        """This node as services see it. Without a ``v1/Node`` its addresses are those that it uses towards the world.
+        """This node as services see it. Without a ``v1/Node`` its addresses are those that it uses towards the world. Those that
+        it used before and still has stay while there is no way there.
 
         Args:
             nodes: References of all ``v1/Node`` objects.
@@ -809,12 +810,14 @@ class Node:
         known = any(f"Node/{name}" in nodes for name in names)
         addresses: list[Address] = []
         for far in () if known else FAR_AWAY:
-            try:
+            with suppress(net.NetworkError):
                 route = net.route_to(far)
-            except net.NetworkError:
-                continue
-            if route.kind == "unicast" and route.source is not None:
-                addresses.append(route.source)
+                if route.kind == "unicast" and route.source is not None:
+                    addresses.append(route.source)
+                    continue
+            # A way to the world that is gone takes no address with it.
+            before = (one for one in self._catalogue.inventory.here.addresses if one.version == far.version)
+            addresses.extend(one for one in before if net.has_address(one))
         return Here(names, tuple(addresses), has_loopback=self.name.lab is None)
 
     def _config(
