@@ -580,6 +580,10 @@ def test_a_line_of_a_table_is_every_combination() -> None:
     ("spec", "expected"),
     [
         ({}, ["spec.probes: the table asks nothing (add a probe)"]),
+        (
+            {"probes": [{**ASKED, "port": list(range(1, 60_000)), "protocol": ["TCP", "UDP"]}]},
+            ["spec.probes: the table has 119998 probes; at most 100000 are tried (split it)"],
+        ),
         ({"probes": [], "steps": [{}]}, ["spec.probes: the table asks nothing (add a probe)"]),
         (
             {"probes": [{**ASKED, "expect": "accept"}]},

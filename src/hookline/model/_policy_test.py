@@ -14,6 +14,8 @@ from hookline.model._problems import InvalidResource, Refused, value_text
 from hookline.model._resource import Own, OwnMetadata, OwnResource, Resource
 from hookline.model.names import Endpoint, InvalidName
 
+PROBE_LIMIT = 100_000
+
 
 def _end(value: Any) -> str:
     if not isinstance(value, str):
@@ -67,6 +69,9 @@ class ProbeLine(Own):
     protocols: Annotated[tuple[Protocol4, ...], *OneOrMore] = Field(default=("TCP",), alias="protocol")
     expect: Literal["allow", "deny"]
     family: Literal[4, 6] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sources) * len(self.targets) * len(self.ports) * len(self.protocols)
 
     def probes(self) -> Iterator[Probe]:
         """Each of them by itself."""
@@ -187,6 +192,13 @@ class PolicyTestSpec(_Stage):
     def _asks_something(self) -> PolicyTestSpec:
         if not self.lines and not any(step.lines for step in self.steps):
             raise Refused("the table asks nothing", remedy="add a probe", at=("probes",))
+        number = sum(len(line) for stage in (self, *self.steps) for line in stage.lines)
+        if number > PROBE_LIMIT:
+            raise Refused(
+                f"the table has {number} probes; at most {PROBE_LIMIT} are tried",
+                remedy="split it",
+                at=("probes",),
+            )
         return self
 
 
