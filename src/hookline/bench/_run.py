@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import signal
 import textwrap
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -76,7 +74,9 @@ def run(
     if any(group.privileged for group in groups):
         _check_privileges()
     result = Measured()
-    with _ending() as check:
+    from hookline.lab import ending_in_order
+
+    with ending_in_order() as check:
 
         def tell(row: str, number: int, of: int) -> None:
             check()
@@ -158,34 +158,3 @@ def _lab() -> Iterator[Lab]:
     finally:
         with contextlib.suppress(LabError):  # it was never made, and what prevented it is on its way up
             api.lab_down(name)
-
-
-@contextmanager
-def _ending() -> Iterator[Callable[[], None]]:
-    """Has Ctrl-C, a request to end or a terminal that closes end the run between two rounds, so that the lab goes too.
-
-    They only leave word, and the function that is given asks for it. An exception out of the handler would be lost where
-    it happened to meet a finaliser, and could come between taking a lock and noting that it is taken.
-
-    Raises:
-        KeyboardInterrupt: From that function, once one of them came.
-    """
-    asked: list[int] = []
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers}
-    try:
-        yield check
-    except Exception:
-        check()  # a command that the same Ctrl-C ended did not fail by itself
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -32,6 +32,7 @@ COMMANDS = {
     "delete": Command("objects", "Remove objects"),
     "explain": Command("explain", "Which backend a connection gets, why, and what would stop it"),
     "policy": Command("policy", "Network policies: try tables of who may reach whom"),
+    "verdicts": Command("verdicts", "What a node's firewall lets through and what it does not"),
     "rollback": Command("objects", "Go back to what was wanted before the last changes"),
     "agent": Command("agent", "Keep a node: watch files, repair drift, answer other commands"),
     "state": Command("state", "A node's wanted state: check its file, repair it"),

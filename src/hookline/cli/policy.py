@@ -133,6 +133,47 @@ def audit(
             _print_warnings(applied.plan)
 
 
+@app.command()
+def impact(
+    files: Annotated[
+        list[str], typer.Argument(metavar="NEW.yaml...", help="Files or folders, - for standard input.")
+    ],
+    node: NodeOption = "host",
+    as_json: JsonOption = False,
+) -> None:
+    """Say which connections that the node knows would be judged otherwise, if these files were applied; changes nothing.
+
+    Those are the connections that its firewall remembers: none where no policy is on the node.
+
+    \b
+    Examples:
+      hookline policy impact new.yaml
+      hookline policy impact policies/ --node lab/demo --json
+    """
+    from hookline import trials
+    from hookline.cli._output import count, print_json, print_table
+    from hookline.cli.state import _opened
+
+    with _opened(node) as opened:
+        found = trials.impact(opened, files)
+        if as_json:
+            changes = [one.as_dict() for one in found.changes]
+            print_json({"node": str(opened.name), "connections": found.connections, "changes": changes})
+            return
+        if found.changes:
+            print_table(
+                ("FROM", "TO", "PORT", "PROTOCOL", "NOW", "THEN", "DECIDED BY"),
+                [
+                    (one.source, one.target, one.port, one.protocol, one.before, one.after, one.decided_by)
+                    for one in found.changes
+                ],
+            )
+        print(
+            f"{len(found.changes)} of {count(found.connections, 'recorded connection')} of node {opened.name} "
+            "would be judged otherwise"
+        )
+
+
 def _refuse_unprivileged() -> None:
     from hookline import bpf
     from hookline.cli.objects import CAPABILITIES

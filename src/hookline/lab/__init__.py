@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hookline.lab._announce import Announcement
     from hookline.lab._client import Counts, ServerCounts
+    from hookline.lab._ending import ending_in_order
     from hookline.lab._errors import LabError, LabNotPermitted, ProbeFailed
     from hookline.lab._lab import Lab, LabSummary, down, first_node, list_labs, resolve_node, up
     from hookline.lab._plan import LAB_KINDS, Family, Member, Plan, ServedPort, plan
@@ -37,6 +38,7 @@ __all__ = [
     "ServedPort",
     "ServerCounts",
     "down",
+    "ending_in_order",
     "first_node",
     "list_labs",
     "plan",
@@ -60,6 +62,7 @@ _HOMES = {
     "Question": "_prober",
     "ServedPort": "_plan",
     "ServerCounts": "_client",
+    "ending_in_order": "_ending",
     "plan": "_plan",
 }
 

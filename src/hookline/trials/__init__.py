@@ -9,9 +9,25 @@ as real packets. Neither knows of the other.
 """
 
 from hookline.trials._audit import set_audit
+from hookline.trials._blame import Blame
 from hookline.trials._errors import TrialError
+from hookline.trials._impact import Changed, Impact, impact
 from hookline.trials._rows import Row, Verdict
 from hookline.trials._run import Mode, run
 from hookline.trials._tables import Asked, Step, read_tables
 
-__all__ = ["Asked", "Mode", "Row", "Step", "TrialError", "Verdict", "read_tables", "run", "set_audit"]
+__all__ = [
+    "Asked",
+    "Blame",
+    "Changed",
+    "Impact",
+    "Mode",
+    "Row",
+    "Step",
+    "TrialError",
+    "Verdict",
+    "impact",
+    "read_tables",
+    "run",
+    "set_audit",
+]

@@ -1,27 +1,27 @@
-"""What a change of documents would mean to the connections that a node has open."""
+"""What a change of documents would mean to the connections that a node knows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hookline import policy
-from hookline.datapath.firewall.firewall import Tracked
-from hookline.model import Resource
+from hookline import control, policy
+from hookline.control.verdicts import Connection
 
 _WITH_PORTS = {6: "TCP", 17: "UDP", 132: "SCTP"}
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A connection that gets another verdict.
+    """A connection that would get another verdict.
 
     Attributes:
-        source: The address that opened it; ``target`` the other.
+        source: Who opened it: a pod, node or machine outside by its name, else an address; ``target`` the other.
         port: The target's; 0 for protocols without ports.
         before: ``allow`` or ``deny``; ``after`` likewise.
-        decided_by: What decides afterwards, in words.
+        decided_by: What would decide, in words.
     """
 
     source: str
@@ -45,37 +45,50 @@ class Changed:
         }
 
 
-def probes(connections: Iterable[Tracked]) -> list[policy.Probe]:
-    """The connections that are open, as questions, each once: one between two pods of a node is recorded at both."""
-    found: dict[policy.Probe, None] = {}
-    for one in connections:
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """What would change.
+
+    Attributes:
+        connections: How many connections are known, those between the same ends on the same port once.
+        changes: Those with another verdict.
+    """
+
+    connections: int
+    changes: tuple[Changed, ...]
+
+
+def impact(node: control.Node, what: Iterable[str | os.PathLike[str]]) -> Impact:
+    """Which connections that a node's firewall knows would be judged otherwise, if these files were applied.
+
+    Raises:
+        model.InvalidResource: A document is wrong.
+    """
+    new = control.load(what)
+    world = node.world()
+    found: dict[policy.Probe, Connection] = {}
+    for one in node.tracked():
         if one.cut or one.state == "closed":
             continue
-        outgoing = one.direction == "egress"
-        source, target = (one.local, one.remote) if outgoing else (one.remote, one.local)
         protocol = _WITH_PORTS.get(one.protocol, one.protocol)
-        port = (one.remote_port if outgoing else one.local_port) if one.protocol in _WITH_PORTS else 0
-        found[policy.Probe(str(source), str(target), protocol, port, source.version)] = None
-    return list(found)
-
-
-def impact(
-    before: policy.World, new: Sequence[Resource], connections: Sequence[policy.Probe]
-) -> list[Changed]:
-    """Which of these connections the world would judge otherwise with these objects added or replaced."""
-    after = before.changed([], new)
-    return [
-        Changed(
-            one.probe.source,
-            one.probe.destination,
-            one.probe.port,
-            str(one.probe.protocol),
-            _verdict(one.before),
-            _verdict(one.after),
-            one.after.decided_by,
+        port = one.destination_port if one.protocol in _WITH_PORTS else 0
+        ends = str(one.source_address), str(one.destination_address)
+        found[policy.Probe(*ends, protocol, port, one.source_address.version)] = one
+    changes = []
+    for changed in policy.impact(world, world.changed((), new), found):
+        one = found[changed.probe]
+        changes.append(
+            Changed(
+                one.source,
+                one.destination,
+                changed.probe.port,
+                str(changed.probe.protocol),
+                _verdict(changed.before),
+                _verdict(changed.after),
+                changed.after.decided_by,
+            )
         )
-        for one in policy.impact(before, after, connections)
-    ]
+    return Impact(len(found), tuple(changes))
 
 
 def _verdict(decision: policy.Decision) -> str:

@@ -44,18 +44,22 @@ def run(
 
     Raises:
         HooklineError: The lab cannot be made, or a node refuses a step's resources.
+        KeyboardInterrupt: This process was asked to end; the lab is gone.
     """
     total, done, at = sum(map(len, rows)), 0, 0
-    for group in groups(steps):
-        progress("making the lab", done, total)
-        with Stage(lab_name or f"trial-{os.getpid()}", group, datapath=datapath) as stage:
-            for step in group:
-                progress(str(step), done, total)
-                stage.set(step)
-                stage.ask(step, rows[at])
-                done += len(rows[at])
-                at += 1
-            stage.settle()
+    name = lab_name or f"trial-{os.getpid()}"
+    with lab.ending_in_order() as check:
+        for group in groups(steps):
+            progress("making the lab", done, total)
+            with Stage(name, group, datapath=datapath) as stage:
+                for step in group:
+                    check()
+                    progress(str(step), done, total)
+                    stage.set(step)
+                    stage.ask(step, rows[at])
+                    done += len(rows[at])
+                    at += 1
+                stage.settle()
     progress("done", done, total)
 
 
