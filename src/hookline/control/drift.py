@@ -8,7 +8,7 @@ a table that this process has not seen before are counted instead: each backend 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -236,11 +236,18 @@ def _key_text(key: bytes) -> str:
     return f"{host}:{port}" if port else str(address)
 
 
-def link_state(pins: Path) -> dict[str, tuple[int, int, str]]:
-    """Every pinned attachment by its pin's name: link, program, and where it is; (0, 0, reason) for one that is no link."""
+def link_state(pins: Path, only: Set[str] | None = None) -> dict[str, tuple[int, int, str]]:
+    """Every pinned attachment by its pin's name: link, program, and where it is; (0, 0, reason) for one that is no link.
+
+    Args:
+        pins: The folder of the data path's function.
+        only: Names of pins to look at; None: all.
+    """
     found = {}
     folder = pins / "links"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if only is not None and path.name not in only:
+            continue
         try:
             with bpf.Link.from_pin(path) as link:
                 info = link.info

@@ -34,6 +34,7 @@ from hookline.control.placement import packed
 from hookline.control.plan import Plan, PolicyChange, PolicyDraft, Usage
 from hookline.control.state import State
 from hookline.control.verdicts import Connection, Names, RuleCount, Verdicts, connections
+from hookline.datapath import pinning
 from hookline.datapath.firewall import firewall as driver
 from hookline.datapath.firewall.firewall import (
     FOLDER,
@@ -48,7 +49,7 @@ from hookline.datapath.firewall.firewall import (
     Tunables,
 )
 from hookline.datapath.pinning import Attachment
-from hookline.model import NodeConfig, Resource
+from hookline.model import NodeConfig, Pod, Resource
 from hookline.model.names import NodeName, pod_netns
 from hookline.policy import Compiled, Compiler, PolicyRow, RuleNumbers, RuleSource, TooManyRows, World
 
@@ -64,6 +65,8 @@ STAYS = (
     "the firewall stays as it is: it enforces policies that no object describes since the state was lost; "
     "hookline state repair --drop-unclaimed goes by the objects alone"
 )
+LOOKS = 256
+"""Attachments that one look for drift reads."""
 LEFT = "sockets of connections that are cut are not ended"
 
 
@@ -80,6 +83,7 @@ class _Held:
     pinned: frozenset[str] = frozenset()
     settled: bool = False
     looked_for_cut: bool = False
+    next_look: int = 0
 
 
 class Policies:
@@ -101,7 +105,8 @@ class Policies:
         self._undo: Rows | None = None
         # Network namespaces by the ids by which the node's knows them; of one change.
         self._namespaces: dict[int, Path] | None = None
-        self._ports: dict[str, tuple[tuple[Address, ...], str, int]] = {}
+        self._ports: dict[str, tuple[Pod, str, int]] = {}
+        self._uplinks: tuple[NodeConfig | None, tuple[str, ...]] | None = None
 
     # -- staying in step
 
@@ -123,6 +128,7 @@ class Policies:
             self._held.firewall.close()
             self._held = None
         self._ports = {}
+        self._uplinks = None
 
     def forget_fresh(self) -> None:
         """Lets go of programs that were loaded for a plan only."""
@@ -130,10 +136,8 @@ class Policies:
             self.forget()
 
     def unsettle(self) -> None:
-        """Has the next change look at everything, as if another process had left it."""
+        """Has the next change ask for all routes and addresses again."""
         self._ports = {}
-        if self._held is not None:
-            self._held.settled = False
 
     @property
     def is_settled(self) -> bool:
@@ -202,12 +206,7 @@ class Policies:
         local = [pod for pod in compiled.endpoints if pod] if world.policies else []
         if full or self._held is None:
             self._ports = {}
-        uplinks: tuple[str, ...] = ()
-        try:
-            uplinks = ask_uplinks()
-        except net.NetworkError:
-            if is_host:
-                raise
+        uplinks = self._known_uplinks(config, ask_uplinks, is_needed=is_host, again=full)
         draft.ports = self._find_ports(world, local, frozenset(uplinks), plan, lenient=full)
         interfaces: dict[str, Role] = {name: "pod" for name, _ in draft.ports.values()}
         interfaces.update(dict.fromkeys(uplinks if is_host else (), "uplink"))
@@ -220,6 +219,26 @@ class Policies:
         draft.rows = self._rows(world, compiled, draft.ports, is_host=is_host)
         self._draft_kernel(draft, plan, config, lost=lost)
         return draft
+
+    def _known_uplinks(
+        self,
+        config: NodeConfig | None,
+        ask: Callable[[], tuple[str, ...]],
+        *,
+        is_needed: bool,
+        again: bool,
+    ) -> tuple[str, ...]:
+        """The node's uplinks, asked for where the configuration changed; none, unless needed, where there are none."""
+        known = self._uplinks
+        if known is None or known[0] != config or again or (is_needed and not known[1]):
+            try:
+                known = (config, ask())
+            except net.NetworkError:
+                if is_needed:
+                    raise
+                known = (config, ())
+            self._uplinks = known
+        return known[1]
 
     def _compile(self, world: World) -> Compiled:
         limit = self._held.firewall.capacity()["rules"] if self._held is not None else None
@@ -236,28 +255,29 @@ class Policies:
         self, world: World, local: Iterable[str], uplinks: frozenset[str], plan: Plan, *, lenient: bool
     ) -> dict[str, tuple[str, int]]:
         """Interface and index by pod; asked of the kernel for those that are new, moved or made anew."""
-        indexes = {name: index for index, name in socket.if_nameindex()}
-        known: dict[str, tuple[tuple[Address, ...], str, int]] = {}
-        unknown: dict[str, tuple[Address, ...]] = {}
-        for pod in local:
-            addresses = world.pods[pod].addresses
-            before = self._ports.get(pod)
-            if before is not None and before[0] == addresses and indexes.get(before[1]) == before[2]:
-                known[pod] = before
+        indexes = net.interface_indexes({port[1] for port in self._ports.values()})
+        known: dict[str, tuple[Pod, str, int]] = {}
+        unknown: dict[str, Pod] = {}
+        for name in local:
+            resource, before = world.pods[name], self._ports.get(name)
+            if (
+                before is not None
+                and (before[0] is resource or before[0].addresses == resource.addresses)
+                and indexes[before[1]] == before[2]
+            ):
+                known[name] = (resource, *before[1:])
             else:
-                unknown[pod] = addresses
-        routes = net.routes_to(address for addresses in unknown.values() for address in addresses)
-        for pod, addresses in unknown.items():
+                unknown[name] = resource
+        routes = net.routes_to(address for pod in unknown.values() for address in pod.addresses)
+        for name, pod in unknown.items():
             found = {
-                routes[address].interface
-                for address in addresses
-                if routes[address].kind == "unicast"
-                and routes[address].gateway is None
-                and routes[address].interface not in uplinks
+                route.interface
+                for route in (routes[address] for address in pod.addresses)
+                if route.kind == "unicast" and route.gateway is None and route.interface not in uplinks
             }
             if len(found) != 1:
                 plan.warnings.append(
-                    f"pod {pod}: no policy is enforced: "
+                    f"pod {name}: no policy is enforced: "
                     + (
                         f"{' and '.join(sorted(found))} both lead to it"
                         if found
@@ -266,12 +286,12 @@ class Policies:
                 )
                 continue
             interface = found.pop()
-            if index := indexes.get(interface, 0):
-                known[pod] = (addresses, interface, index)
+            if index := net.interface_indexes([interface])[interface]:
+                known[name] = (pod, interface, index)
         owners: dict[str, str] = {}
-        for pod, (_, interface, _) in list(known.items()):
-            if (first := owners.setdefault(interface, pod)) != pod:
-                what = f"pods {first} and {pod} are both behind {interface}"
+        for name, (_, interface, _) in list(known.items()):
+            if (first := owners.setdefault(interface, name)) != name:
+                what = f"pods {first} and {name} are both behind {interface}"
                 if not lenient:
                     raise ControlError(
                         f"policies cannot be enforced: {what}",
@@ -279,7 +299,7 @@ class Policies:
                         remedy="route pods by interfaces of their own instead of a bridge",
                     )
                 plan.warnings.append(f"{what}: only the first one's policies are enforced")
-                del known[pod]
+                del known[name]
         self._ports = known
         return {pod: (interface, index) for pod, (_, interface, index) in known.items()}
 
@@ -313,7 +333,7 @@ class Policies:
         draft.in_step = (
             held.settled
             and held.interfaces == draft.interfaces
-            and held.indexes == _indexes(draft.interfaces)
+            and held.indexes == net.interface_indexes(draft.interfaces)
             and held.generation == firewall.generation
         )
         if held.rows is None or held.generation != firewall.generation:
@@ -333,7 +353,7 @@ class Policies:
                     why=f"the firewall's map has room for {capacity[name]:,}",
                     remedy=f"raise spec.maps.{SETTINGS[name]} of the NodeConfig, or have fewer policies",
                 )
-        attached = {(one.program, one.interface) for one in ([] if draft.in_step else self._attached())}
+        attached = set(() if draft.in_step else pinning.attached(self._pins / FOLDER))
         plan.attaches += [
             f"{program} to {interface}"
             for interface, role in draft.interfaces.items()
@@ -390,7 +410,7 @@ class Policies:
         except BaseException:
             self.undo()
             raise
-        held.interfaces, held.indexes = draft.interfaces, _indexes(draft.interfaces)
+        held.interfaces, held.indexes = draft.interfaces, net.interface_indexes(draft.interfaces)
         folder = self._pins / FOLDER
         held.links, held.pinned = link_state(folder), pinned_names(folder)
         held.settled = True
@@ -398,6 +418,8 @@ class Policies:
 
     def _note_numbers(self, compiled: Compiled, state: State, held: _Held) -> None:
         """Keeps the numbers of rules that there are; counters of numbers that are given out again begin at zero."""
+        if compiled.sources is self._sources:
+            return
         wanted = {source: number for number, source in compiled.sources.items()}
         before = {source: number for number, source in self._sources.items()}
         if wanted == before:
@@ -412,7 +434,7 @@ class Policies:
 
     def _remember_older(self, held: _Held, draft: PolicyDraft) -> None:
         """Has connections that are older than the firewall be judged as what they are, though their beginning was not seen."""
-        there = {one.interface for one in self._attached()}
+        there = {interface for _, interface in pinning.attached(self._pins / FOLDER)}
         older = []
         for pod, (interface, index) in draft.ports.items():
             place = self._namespace_of(pod, draft) if interface not in there else None
@@ -484,6 +506,8 @@ class Policies:
 
     def _destroy(self, doomed: Sequence[Tracked], draft: PolicyDraft, plan: Plan) -> None:
         """Ends the sockets of connections, at both ends if both are pods of this node."""
+        if not doomed:
+            return
         pods = {address: pod for pod in draft.ports for address in draft.world.pods[pod].addresses}
         wanted: dict[str, set[tuple[Any, ...]]] = {}
         for one in doomed:
@@ -530,38 +554,49 @@ class Policies:
     # -- repairing
 
     def drift(self) -> list[Repair]:
-        """What is not as this process left it: attachments, pins, interfaces made anew, rows. In the node's namespace."""
+        """What is not as this process left it: attachments, pins, interfaces made anew, rows. In the node's namespace.
+
+        Of a node with many pods some of the attachments are looked at each time, in turn; which of them are pinned, always.
+        """
         held = self._held
         if held is None or not held.settled:
             return []
         folder = self._pins / FOLDER
-        repairs = link_drift(held.links, link_state(folder))
+        names = sorted(held.links)
+        some = [
+            names[at % len(names)] for at in range(held.next_look, held.next_look + min(LOOKS, len(names)))
+        ]
+        held.next_look += LOOKS
+        pinned = {path.name for path in pinning.entries(folder / "links")}
+        now = link_state(folder, only=pinned & (set(some) | (pinned - held.links.keys())))
+        repairs = link_drift(
+            {name: held.links[name] for name in names if name in some or name not in pinned}, now
+        )
         repairs += [
             Repair("pin", f"{FOLDER}/{name}: it was unpinned")
             for name in sorted(held.pinned - pinned_names(folder))
         ]
-        now = _indexes(held.interfaces)
+        indexes = net.interface_indexes(held.interfaces)
         repairs += [
             Repair(
                 "link",
-                f"{name}: the interface was made anew" if now[name] else f"{name}: the interface is gone",
+                f"{name}: the interface {'was made anew' if indexes[name] else 'is gone'}",
             )
             for name, index in held.indexes.items()
-            if now[name] != index
+            if indexes[name] != index
         ]
+        if repairs:
+            held.settled = False
         if held.generation != held.firewall.generation:
             repairs.append(Repair("rule", "the firewall's rows are of another generation"))
         elif held.rows is not None:
             found = held.firewall.rows()
-            repairs += [
-                Repair(
-                    "rule",
-                    f"{_count_differing(getattr(held.rows, name), getattr(found, name)) or 'foreign'} {name}",
-                )
-                for name in BANKED
-                if getattr(held.rows, name) != getattr(found, name)
-            ]
-            held.rows = found
+            for name in BANKED:
+                mine, theirs = getattr(held.rows, name), getattr(found, name)
+                if mine != theirs:
+                    lost, foreign = _count_differing(mine, theirs), _count_differing(theirs, mine)
+                    repairs.append(Repair("rule", f"{name}: {lost} rows are missing, {foreign} are nobody's"))
+                    held.rows = found
         return repairs
 
     # -- reading
@@ -665,12 +700,6 @@ def tunables_of(config: NodeConfig | None) -> Tunables:
         maps.fragments,
         maps.rule_counts,
     )
-
-
-def _indexes(interfaces: Iterable[str]) -> dict[str, int]:
-    """The interfaces' numbers, 0 for one that is not there."""
-    there = {name: index for index, name in socket.if_nameindex()}
-    return {name: there.get(name, 0) for name in interfaces}
 
 
 def _count_differing(

@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from hookline.net._netlink import Netlink
 InterfaceAddress: TypeAlias = IPv4Interface | IPv6Interface
 
 _SIOCETHTOOL = 0x8946
+_SIOCGIFINDEX = 0x8933
 _GET_TX_CHECKSUM, _SET_TX_CHECKSUM = 0x16, 0x17
 _GET_TSO = 0x1E
 _GET_GRO, _SET_GRO = 0x2B, 0x2C
@@ -86,6 +88,21 @@ def link_numbers(interface: str) -> dict[str, int]:
                     "xdp": int(mode not in (None, 0, "0", "XDP_ATTACHED_NONE")),
                 }
     return {}
+
+
+def interface_indexes(names: Iterable[str]) -> dict[str, int]:
+    """The indexes of many interfaces of the calling thread's network namespace; 0 for one that is not there."""
+    found = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+        for name in names:
+            request = struct.pack(f"{_IFNAMSIZ}si20x", os.fsencode(name), 0)
+            try:
+                answer = fcntl.ioctl(asked, _SIOCGIFINDEX, request)
+            except OSError:
+                found[name] = 0
+                continue
+            found[name] = struct.unpack_from("=i", answer, _IFNAMSIZ)[0]
+    return found
 
 
 def interface_index(interface: str | int) -> int:

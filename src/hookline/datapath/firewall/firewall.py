@@ -444,6 +444,8 @@ class Firewall:
 
     def _patch(self, name: str, bank: int, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> None:
         """Writes a bank's missing difference."""
+        if old is new:
+            return
         table, encode_key, encode_value = self.maps[name], _KEYS[name], _VALUES[name]
         gone = [encode_key(bank, key) for key in old if key not in new]
         if gone:
