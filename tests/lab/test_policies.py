@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hookline import api, net
+from hookline import api, bpf, net
 from hookline.control import DoesNotFit, Node, NotThere
 from hookline.datapath.firewall.firewall import FOLDER
 from hookline.lab import Lab, ProbeFailed
@@ -235,6 +235,57 @@ def test_an_audited_policy_denies_nothing(place: Lab, node: Node, family: int, p
     assert {(one.verdict, one.source, one.destination) for one in events} == {
         ("audit", "external/client", "default/b")
     }
+
+
+@FAMILIES
+def test_explain_names_the_rule_of_each_end(place: Lab, node: Node, family: int) -> None:
+    node.apply(
+        policy("b", {"app": "b"}, ingress=[from_app("c"), {**from_app("a"), "ports": [{"port": 8080}]}])
+    )
+    answer = node.explain("default/a", "default/b:8080", family=family)
+    (one,) = answer.permissions
+    assert one.allowed
+    assert (one.ingress.policy, one.ingress.rule) == ("NetworkPolicy/default/b", 1)
+    assert "app=a" in one.ingress.peer
+    assert not one.egress.isolated
+    assert not answer.obstacles
+    for source, target in (
+        ("external/client", "default/b:8080"),
+        ("default/a", "default/b:8081"),
+        ("default/a", "default/b:8080/udp"),
+        ("default/a", "default/b:8080/sctp"),
+    ):
+        answer = node.explain(source, target, family=family)
+        (one,) = answer.permissions
+        assert not one.allowed
+        assert [stop.kind for stop in answer.obstacles] == ["policy"]
+        assert "NetworkPolicy/default/b" in answer.obstacles[0].what
+    # A policy that the kernel does not enforce is noticed.
+    with bpf.Map.from_pin(place.first_node.pins / FOLDER / "maps" / "rules") as rules:
+        keys, _ = rules.read()
+        rules.remove(keys)
+    answer = node.explain("default/a", "default/b:8080", family=family)
+    assert [stop.kind for stop in answer.obstacles] == ["policy_rows"]
+
+
+def test_explain_follows_a_service_to_its_backends(place: Lab, node: Node) -> None:
+    service = parse(
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "VirtualService",
+            "metadata": {"name": "both"},
+            "spec": {
+                "addresses": ["192.0.2.81"],
+                "ports": [{"name": "main", "port": 80, "targetPort": 8080}],
+                "backends": [{"selector": {"app": "b"}}, {"selector": {"app": "c"}}],
+            },
+        }
+    )
+    node.apply([service, policy("b", {"app": "b"}, ingress=[from_app("c")])])
+    answer = node.explain("default/a", "both:80")
+    said = {one.backend: (one.source, one.port, one.allowed) for one in answer.permissions}
+    assert said == {"default/b": ("default/a", 8080, False), "default/c": ("default/a", 8080, True)}
+    assert [(stop.kind, stop.backend) for stop in answer.obstacles] == [("policy", "default/b")]
 
 
 # Connections
@@ -628,8 +679,6 @@ def test_drift_is_repaired(place: Lab, node: Node) -> None:
     assert any(one.kind == "link" and "unpinned" in one.what for one in repaired.repairs)
     assert node.repair().repairs == []
     assert not reaches(place, "external/client", "default/b", "tcp", 4)
-
-    from hookline import bpf
 
     with bpf.Map.from_pin(folder / "maps" / "rules") as rules:
         keys, _ = rules.read()

@@ -22,13 +22,13 @@ def explain(
         ),
     ],
     target: Annotated[
-        str, typer.Option("--to", metavar="SERVICE:PORT[/udp]", help="A service, a pod or an address.")
+        str, typer.Option("--to", metavar="SERVICE:PORT[/udp|/sctp]", help="A service, a pod or an address.")
     ],
     family: Annotated[Literal["4", "6"] | None, typer.Option("--family", help="IPv4 or IPv6 only.")] = None,
     node: NodeOption = "host",
     as_json: JsonOption = False,
 ) -> None:
-    """Say which service, table and backend a new connection meets on a node, why, and what would stop it.
+    """Say which service, table, backend and policies a new connection meets on a node, why, and what would stop it.
 
     The kernel's own tables are followed. With the source's port the slot is exact for what arrives from outside. Exit
     status 1 where something would stop it.
@@ -64,12 +64,6 @@ def _check(source: str, target: str, family: str | None) -> None:
     if wanted.port is None:
         raise UsageError(
             f"which port of {target}?", why="--to gives none", remedy=f"say --to {target}:PORT or :PORT/udp"
-        )
-    if wanted.protocol == "sctp":
-        raise UsageError(
-            f"nothing decides about {target}",
-            why="services are TCP and UDP",
-            remedy=f"say {wanted.at(wanted.port)} or {wanted.at(wanted.port, 'udp')}",
         )
     versions = {one.address.version for one in (asking, wanted) if one.address is not None}
     if family is not None:
@@ -116,6 +110,12 @@ def _show(answer: Explanation) -> None:
             [_row(one) for one in rows],
             indent=2,
         )
+    for one in answer.permissions:
+        host = f"[{one.address}]" if ":" in one.address else one.address
+        to = f"{one.backend or answer.destination} ({host}:{one.port})"
+        print(f"policies, {one.source} to {to}: {'allowed' if one.allowed else 'denied'}")
+        print(f"  egress:  {one.egress.why}")
+        print(f"  ingress: {one.ingress.why}")
     for obstacle in answer.obstacles:
         concerned = f" ({obstacle.backend})" if obstacle.backend else ""
         print(f"stops it: {obstacle.what}{concerned}\n      do: {obstacle.remedy}")

@@ -101,19 +101,13 @@ def asked_for(
 
     Raises:
         NotThere: There is none of that name, or not in a family that the source has.
-        ControlError: No port was given, or not one of TCP or UDP.
+        ControlError: No port was given.
     """
     if endpoint.port is None:
         raise ControlError(
             f"which port of {endpoint}?", why="none was given", remedy=f"say {endpoint}:PORT[/udp]"
         )
-    if endpoint.protocol == "sctp":
-        raise ControlError(
-            f"nothing decides about {endpoint}",
-            why="services are TCP and UDP",
-            remedy=f"say {endpoint.member}:{endpoint.port}/tcp or /udp",
-        )
-    protocol = cast(Literal["TCP", "UDP"], endpoint.protocol.upper())
+    protocol = cast(Literal["TCP", "UDP", "SCTP"], endpoint.protocol.upper())
     has = {one.version for one in source.addresses} or {4, 6}
     if endpoint.address is not None:
         asked_version = endpoint.address.version

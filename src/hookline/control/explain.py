@@ -34,6 +34,7 @@ from hookline.control.tables import (
 )
 from hookline.datapath.loadbalancer.balancer import Attachment, LoadBalancer
 from hookline.model.names import NETNS, NodeName, lab_netns_prefix
+from hookline.policy import Side
 
 Address = IPv4Address | IPv6Address
 Way = Literal["sockets", "xdp"]
@@ -75,7 +76,7 @@ class Destination:
     name: str
     address: Address
     port: int
-    protocol: Literal["TCP", "UDP"]
+    protocol: Literal["TCP", "UDP", "SCTP"]
     reference: str = ""
 
 
@@ -133,6 +134,27 @@ class Choice:
     interface: str
 
 
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What policies say of the connection as it is after a service's translation.
+
+    Attributes:
+        backend: Whose way it is; empty: the destination's own.
+        source: Who the policies see; this node, where it translates the source's address too.
+        egress: What the source's end says, ``ingress`` the destination's.
+        decided_by: One line.
+    """
+
+    backend: str
+    source: str
+    address: str
+    port: int
+    allowed: bool
+    egress: Side
+    ingress: Side
+    decided_by: str
+
+
 @dataclass(slots=True)
 class Explanation:
     """The answer.
@@ -143,6 +165,7 @@ class Explanation:
         table: Which: ``scope``, ``service``, ``port``, ``size``, ``algorithm``, ``affinity_seconds``, ``slot`` where it is known.
         chosen: The backend, where it is certain.
         why: In words, in order.
+        permissions: What policies say of each way that the connection may go; empty where there are none.
     """
 
     source: str
@@ -158,6 +181,7 @@ class Explanation:
     others: list[Choice] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
+    permissions: list[Permission] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The answer as plain values."""
@@ -191,6 +215,10 @@ def explain(
         destination.protocol.lower(),
         "sockets" if source.inside else "xdp",
     )
+    if destination.protocol == "SCTP":
+        answer.why.append("services are TCP and UDP")
+        _direct(answer, source, destination.address)
+        return answer
     if balancer is None or tables is None:
         answer.why.append("nothing is balanced on this node: no programs are loaded")
         _direct(answer, source, destination.address)

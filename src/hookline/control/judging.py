@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hookline.control.placement import packed
 from hookline.datapath.firewall.firewall import NODE_ITSELF, Rows, Tracked
-from hookline.policy import PolicyRow
+from hookline.policy import Direction, PolicyRow
 
 Address = IPv4Address | IPv6Address
 
@@ -32,23 +32,40 @@ class Judge:
 
     def is_allowed(self, one: Tracked) -> bool:
         """Whether a connection would be let begin as it did."""
-        row = self._rows.endpoints.get(one.interface)
+        port = one.local_port if one.direction == "ingress" else one.remote_port
+        return self._is_allowed(one.interface, one.remote, one.protocol, port, one.direction)
+
+    def allows(
+        self, local: Address, remote: Address, protocol: int, port: int, direction: Direction
+    ) -> bool | None:
+        """Whether a new connection would be let begin at a pod of this node; None where no such pod has the address.
+
+        Args:
+            local: The pod's end, ``remote`` the other.
+            protocol: The IP protocol.
+            port: The destination's.
+            direction: As the pod sees it.
+        """
+        _, interface = self._identity(local)
+        if not interface:
+            return None
+        return self._is_allowed(interface, remote, protocol, port, direction)
+
+    def _is_allowed(self, at: int, remote: Address, protocol: int, port: int, direction: Direction) -> bool:
+        row = self._rows.endpoints.get(at)
         if row is None:
-            return one.interface == NODE_ITSELF  # the node itself is not judged then
-        group = row.ingress if one.direction == "ingress" else row.egress
+            return at == NODE_ITSELF  # the node itself is not judged then
+        group = row.ingress if direction == "ingress" else row.egress
         if not group:
             return True
-        identity, interface = self._identity(one.remote)
-        if one.interface != NODE_ITSELF and (identity == OWN_NODE or interface == one.interface):
+        identity, interface = self._identity(remote)
+        if at != NODE_ITSELF and (identity == OWN_NODE or interface == at):
             return True
-        port = one.local_port if one.direction == "ingress" else one.remote_port
-        if one.protocol not in WITH_PORTS:
-            port = -1
-        key = group, identity, one.protocol, port
+        key = group, identity, protocol, port if protocol in WITH_PORTS else -1
         allowed = self._verdicts.get(key)
         if allowed is None:
             allowed = self._verdicts[key] = self._look_up(*key)
-        return allowed or _default(row, one.direction)
+        return allowed or _default(row, direction)
 
     def _identity(self, address: Address) -> tuple[int, int]:
         found = self._identities.get(address)
@@ -78,7 +95,7 @@ class Judge:
         return found is not None and found[1]
 
 
-def _default(row: PolicyRow, direction: str) -> bool:
+def _default(row: PolicyRow, direction: Direction) -> bool:
     return row.default_allow_ingress if direction == "ingress" else row.default_allow_egress
 
 

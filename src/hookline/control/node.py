@@ -508,6 +508,7 @@ class Node:
         """
         from hookline.control.asking import asked_for, who_asks  # neither is needed for anything else
         from hookline.control.explain import Surroundings, explain
+        from hookline.control.permitting import permissions
 
         asking = Endpoint.parse(source) if isinstance(source, str) else source
         wanted = Endpoint.parse(target) if isinstance(target, str) else target
@@ -531,17 +532,22 @@ class Node:
                 inode_of(cgroup) if cgroup is not None else None,
                 attached_cgroup(self.name.pins) if loaded else None,
             )
-            if not loaded:
-                return explain(origin, destination, balancer=None, tables=None, pools=pools, around=around)
-            with self._opened() as kernel:
-                return explain(
-                    origin,
-                    destination,
-                    balancer=kernel.balancer,
-                    tables=kernel.tables,
-                    pools=pools,
-                    around=around,
-                )
+            if loaded:
+                with self._opened() as kernel:
+                    answer = explain(
+                        origin,
+                        destination,
+                        balancer=kernel.balancer,
+                        tables=kernel.tables,
+                        pools=pools,
+                        around=around,
+                    )
+            else:
+                answer = explain(origin, destination, balancer=None, tables=None, pools=pools, around=around)
+            version = destination.address.version
+            own = next((str(one) for one in origin.addresses if one.version == version), None)
+            answer.permissions += permissions(answer, self._policies.world, self._policies.rows(), own)
+            return answer
 
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""

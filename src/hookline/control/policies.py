@@ -619,6 +619,11 @@ class Policies:
     def _attached(self) -> list[Attachment]:
         return driver.attachments(self._pins) if self.exists else []
 
+    def rows(self) -> Rows | None:
+        """What the kernel has in force; None where there is no firewall that can be read."""
+        with _reading(self._pins) as firewall:
+            return firewall.rows() if firewall is not None else None
+
     def totals(self) -> Totals | None:
         """The firewall's counters; None where there is none."""
         with _reading(self._pins) as firewall:

@@ -7,7 +7,7 @@ specification's sentences. `Compiler` makes the rows that the kernel's programs 
 
 from hookline.policy._compiled import Compiled, PolicyRow, RuleSource
 from hookline.policy._compiler import Compiler
-from hookline.policy._decision import Decision, Direction, Probe, Side
+from hookline.policy._decision import PROTOCOLS, Decision, Direction, Probe, Side
 from hookline.policy._errors import PolicyError, TooManyRows
 from hookline.policy._evaluate import Evaluator, evaluate
 from hookline.policy._impact import Impact, impact
@@ -17,6 +17,7 @@ from hookline.policy._world import AUDIT_ANNOTATION, World, is_audited
 
 __all__ = [
     "AUDIT_ANNOTATION",
+    "PROTOCOLS",
     "Compiled",
     "Compiler",
     "Decision",
