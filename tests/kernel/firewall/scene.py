@@ -40,6 +40,7 @@ _NODE = """
 link add pod0 type veth peer name p0 netns POD
 link add pod1 type veth peer name p1 netns PEER
 link add uplink type veth peer name up netns FAR
+link add spare0 type veth peer name spare1
 link set lo up
 link set pod0 up
 link set pod1 up

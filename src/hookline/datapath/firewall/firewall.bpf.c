@@ -154,6 +154,7 @@ static __always_inline int reason_for(struct __sk_buff *skb, struct subject *sub
 __noinline int decide(struct __sk_buff *skb, struct subject *subject)
 {
 	struct outcome outcome = {};
+	__u32 direction, reason;
 
 	if (!skb || !subject)
 		return TC_ACT_SHOT;
@@ -171,9 +172,12 @@ __noinline int decide(struct __sk_buff *skb, struct subject *subject)
 	}
 
 	outcome.reason = reason_for(skb, subject, &outcome);
-	count_reason(subject->direction,
-		     outcome.audited && outcome.reason < POLICY_FIRST_DROP ? POLICY_AUDITED : outcome.reason,
-		     subject->length);
+	direction = subject->direction;
+	reason = outcome.audited && outcome.reason < POLICY_FIRST_DROP ? POLICY_AUDITED : outcome.reason;
+	/* The verifier's bounds, which the compiler would leave out: it knows what those functions return. */
+	asm volatile("%0 &= %1" : "+r"(direction) : "i"(DIRECTIONS - 1));
+	asm volatile("%0 &= %1" : "+r"(reason) : "i"(REASONS_ROOM - 1));
+	count_reason(direction, reason, subject->length);
 	if (outcome.rule && outcome.reason < POLICY_FIRST_DROP)
 		count_rule(outcome.rule, subject->length);
 	tell(skb, subject, &outcome);

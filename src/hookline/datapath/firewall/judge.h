@@ -104,8 +104,7 @@ __noinline int judge(const struct subject *subject, __u32 direction, struct outc
 	else if (endpoint->default_allow[direction])
 		reason = POLICY_DEFAULT_ALLOW;
 	if (reason != POLICY_NO_RULE && audit &&
-	    !set_allows(subject, audit, outcome->identity, port, &audit_rule) &&
-	    !endpoint->default_allow[direction])
+	    !set_allows(subject, audit, outcome->identity, port, &audit_rule))
 		outcome->audited = true;
 	return reason;
 }

@@ -73,8 +73,12 @@ struct {
 	__type(value, struct fragment);
 } fragments SEC(".maps");
 
+/* A power of two, so that a mask bounds them. */
+#define REASONS_ROOM 32
+_Static_assert(POLICY_REASONS <= REASONS_ROOM, "a reason has no place in the counters");
+
 struct firewall_metrics {
-	struct tally reasons[DIRECTIONS][POLICY_REASONS];
+	struct tally reasons[DIRECTIONS][REASONS_ROOM];
 	__u64 suppressed; /* verdicts that were not told, since there were too many */
 };
 

@@ -12,8 +12,7 @@ static __always_inline void count_reason(__u32 direction, __u32 reason, __u32 by
 	__u32 zero = 0;
 	struct firewall_metrics *metrics = bpf_map_lookup_elem(&firewall_metrics, &zero);
 
-	/* The verifier's bounds. */
-	if (!metrics || direction >= DIRECTIONS || reason >= POLICY_REASONS)
+	if (!metrics)
 		return;
 	metrics->reasons[direction][reason].packets++;
 	metrics->reasons[direction][reason].bytes += bytes;

@@ -87,8 +87,8 @@ static __always_inline void step(struct track *track, const struct subject *subj
 }
 
 /* Puts a new connection into the table. */
-static __always_inline void open_track(const struct subject *subject, const struct outcome *outcome,
-				       __u8 direction, __u8 state, __u64 now)
+static __always_inline void open_track(const struct track_key *key, const struct subject *subject,
+				       const struct outcome *outcome, __u8 direction, __u8 state, __u64 now)
 {
 	struct track track = {
 		.last_seen_ns = now,
@@ -104,7 +104,7 @@ static __always_inline void open_track(const struct subject *subject, const stru
 			set_state(&track, subject->key.protocol, TRACK_CLOSED);
 	}
 	/* An LRU map always has room: it takes the place of the one that was used least lately. */
-	bpf_map_update_elem(&tracked, &subject->key, &track, BPF_ANY);
+	bpf_map_update_elem(&tracked, key, &track, BPF_ANY);
 }
 
 /* Brings a row to this generation; whether its connection is allowed. */
@@ -182,12 +182,15 @@ __noinline int follow(const struct subject *subject, struct outcome *outcome)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), until = 0;
 	struct track *track;
+	struct track_key key;
 	bool allowed = false;
 	int reason;
 
 	if (!subject || !outcome)
 		return POLICY_INTERNAL;
-	track = find_track(&subject->key, now);
+	/* Linux 6.1 takes a key from the stack, and from no other function's. */
+	key = subject->key;
+	track = find_track(&key, now);
 	if (track) {
 		allowed = renew(track, subject, outcome, now);
 		if (allowed && !(subject->opens && ((subject->direction & 1) != (track->direction & 1) ||
@@ -208,7 +211,7 @@ __noinline int follow(const struct subject *subject, struct outcome *outcome)
 	outcome->audited = false;
 	reason = judge_new(subject, outcome);
 	if (reason < POLICY_FIRST_DROP) {
-		open_track(subject, outcome, subject->direction, TRACK_NEW, now);
+		open_track(&key, subject, outcome, subject->direction, TRACK_NEW, now);
 		return reason;
 	}
 	if (reason != POLICY_NO_RULE || subject->key.protocol != IPPROTO_TCP || subject->tcp_flags & TCP_SYN)
@@ -222,6 +225,6 @@ __noinline int follow(const struct subject *subject, struct outcome *outcome)
 		until = settings->adopt_until_ns;
 	if (now >= until || judge(subject, !subject->direction, outcome) >= POLICY_FIRST_DROP)
 		return reason;
-	open_track(subject, outcome, !subject->direction, TRACK_OPEN, now);
+	open_track(&key, subject, outcome, !subject->direction, TRACK_OPEN, now);
 	return POLICY_ADOPTED;
 }
