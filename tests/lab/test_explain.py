@@ -329,7 +329,6 @@ def test_names_that_there_are_not(node: api.Node) -> None:
         ("external/client", "nothing:80", NotThere),
         ("nobody", "web:80", NotThere),
         ("external/client", "web", ControlError),
-        ("external/client", "web:80/sctp", ControlError),
         ("2001:db8:203::10", "192.0.2.10:80", NotThere),
         ("203.0.113.10", "[2001:db8:2::10]:80", NotThere),
         ("2001:db8:203::10", "cache:53/udp", NotThere),
@@ -607,7 +606,6 @@ def test_the_command_line(made: Lab, node: api.Node, capsys: pytest.CaptureFixtu
     "words",
     [
         ("--from", "idle", "--to", "web"),
-        ("--from", "idle", "--to", "web:80/sctp"),
         ("--from", "idle", "--to", "web:0"),
         ("--from", "idle", "--to", "web:70000"),
         ("--from", "!", "--to", "web:80"),
