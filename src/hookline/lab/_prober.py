@@ -110,11 +110,13 @@ class Heard:
 
     Attributes:
         why: The outcome in words.
+        port: From which it was asked.
         late: It was given up, and then something of it arrived at the target.
     """
 
     outcome: Outcome
     why: str
+    port: int
     late: bool = False
 
     @property
@@ -454,7 +456,7 @@ class _Flight:
     def end(self, outcome: Outcome, why: str) -> None:
         """Notes the outcome."""
         if self.heard is None:
-            self.heard = Heard(outcome, why)
+            self.heard = Heard(outcome, why, self.port)
             self._prober.ended()
         self.close()
 
@@ -468,9 +470,9 @@ class _Flight:
         """What became of it, now that the waiting is over."""
         if self.heard is None:
             self.heard = (
-                Heard("unanswered", "something arrived, and no answer came back")
+                Heard("unanswered", "something arrived, and no answer came back", self.port)
                 if self.has_arrived
-                else Heard("deny", "nothing arrived")
+                else Heard("deny", "nothing arrived", self.port)
             )
         return self.heard
 

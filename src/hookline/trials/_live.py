@@ -14,12 +14,15 @@ from types import TracebackType
 from typing import Self, cast
 
 from hookline import api, lab
+from hookline.errors import HooklineError
 from hookline.lab import Heard, LabError, Member, Prober, Question
 from hookline.model import Pod, Resource
 from hookline.model.names import Address, NodeName, Protocol
 from hookline.trials._rows import Row
 from hookline.trials._tables import Step
 
+MOST_ASKED = 50
+"""Of how many probes of a step that came out wrong the nodes are asked."""
 PATIENCE_S = 1.5
 """Of the second try of a probe that should have got through: long enough for a lost opening packet to be sent again."""
 
@@ -138,6 +141,35 @@ class Stage:
             second = self._prober.ask([questions[at] for at in again], quiet_s=PATIENCE_S)
             for at, heard in zip(again, second, strict=True):
                 self._note(rows[at], heard)
+        wrong = [at for at, row in enumerate(rows) if row.live != row.expect]
+        if wrong and self._nodes:
+            self._ask_nodes([rows[at] for at in wrong[:MOST_ASKED]], [questions[at] for at in wrong])
+
+    def _ask_nodes(self, rows: Sequence[Row], questions: Sequence[Question]) -> None:
+        """Sends probes that came out wrong once more, and notes what the nodes' firewalls say of them."""
+        with ExitStack() as opened:
+            readers = {}
+            for name, node in self._nodes.items():
+                with suppress(HooklineError):  # no policy is for it, or somebody reads its verdicts
+                    readers[name] = opened.enter_context(node.verdicts())
+            for reader in readers.values():
+                reader.read()
+            heard = self._prober.ask(questions[: len(rows)])
+            said: dict[tuple[int, int], list[str]] = {}
+            for name, reader in readers.items():
+                for event in reader.read():
+                    if event.verdict == "deny":
+                        ports = event.source_port, event.destination_port
+                        said.setdefault(ports, []).append(
+                            f"{name} dropped it, {event.direction}: {event.reason}"
+                        )
+                for known in self._nodes[name].tracked():
+                    rule = f"{known.policy} {known.direction}[{known.rule}]" if known.policy else "no rule"
+                    ports = known.source_port, known.destination_port
+                    said.setdefault(ports, []).append(f"{name} let it through, {known.direction}: {rule}")
+        for row, question, one in zip(rows, questions, heard, strict=False):
+            found = said.get((one.port, question.port), [])
+            row.seen = "; ".join((row.seen, *dict.fromkeys(found)))
 
     def settle(self) -> None:
         """Takes in what arrived of probes after they were given up."""
