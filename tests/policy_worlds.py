@@ -1,4 +1,4 @@
-"""Random worlds of policies, namespaces and pods, small enough that everything in them meets."""
+"""Worlds of policies, namespaces and pods: made by hand, and at random, small enough that everything in them meets."""
 
 from __future__ import annotations
 
@@ -252,3 +252,63 @@ def changes(draw: st.DrawFn) -> list[tuple[Resource, bool]]:
     """Objects that come, in place of those of their name if there are any, or go (false)."""
     found = draw(st.lists(st.tuples(documents, st.booleans() | st.just(True)), min_size=1, max_size=3))
     return [(parse(document), stays) for document, stays in found]
+
+
+# By hand.
+
+
+def pod(name: str, number: int, *, node: str = "n", **fields: Any) -> Resource:
+    """A pod with an address of each family that end in a number, and its name as the label ``app``."""
+    namespace, _, name = name.rpartition("/")
+    status = {"podIPs": [{"ip": f"10.0.0.{number}"}, {"ip": f"fd00::{number:x}"}], **fields.pop("status", {})}
+    metadata = {"name": name, "namespace": namespace or "default", **fields.pop("metadata", {})}
+    labels = {"labels": {"app": name}}
+    return parse(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": labels | metadata,
+            "spec": {"nodeName": node, **fields},
+            "status": status,
+        }
+    )
+
+
+def node(name: str, number: int, **labels: str) -> Resource:
+    """A node with an address of each family that end in a number."""
+    addresses = [
+        {"type": "InternalIP", "address": text} for text in (f"10.1.0.{number}", f"fd01::{number:x}")
+    ]
+    return parse(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": labels},
+            "status": {"addresses": addresses},
+        }
+    )
+
+
+def netpol(name: str, audit: bool = False, **spec: Any) -> Resource:
+    """A NetworkPolicy of the namespace ``default``."""
+    annotations = {"hookline.dev/audit": "true"} if audit else {}
+    return parse(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": spec,
+        }
+    )
+
+
+def hostpol(name: str, **spec: Any) -> Resource:
+    """A HostPolicy."""
+    return parse(
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "HostPolicy",
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+    )

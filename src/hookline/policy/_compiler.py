@@ -12,8 +12,10 @@ the sets that name one of its peers, a policy to its sets.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from hookline.model import NetworkPolicy, Pod
@@ -157,7 +159,8 @@ class Compiler:
         if world.names != self._world.names or world.node != self._world.node:
             self._forget()
         try:
-            self._update(world, limit)
+            with _without_collection():
+                self._update(world, limit)
         except BaseException:
             self._forget()  # half of a change is in it
             raise
@@ -873,13 +876,25 @@ class Compiler:
         if shown is None or self._stale:
             stale = self._stale
             self._shown = shown = Compiled(
-                dict(self._identities) if shown is None or "identities" in stale else shown.identities,
-                dict(self._rules) if shown is None or "rules" in stale else shown.rules,
-                dict(self._endpoints) if shown is None or "endpoints" in stale else shown.endpoints,
-                dict(self._sources) if shown is None or "sources" in stale else shown.sources,
+                self._identities.copy() if shown is None or "identities" in stale else shown.identities,
+                self._rules.copy() if shown is None or "rules" in stale else shown.rules,
+                self._endpoints.copy() if shown is None or "endpoints" in stale else shown.endpoints,
+                self._sources.copy() if shown is None or "sources" in stale else shown.sources,
             )
             self._stale = set()
         return shown
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leaves cycles alone meanwhile: the collector would spend as long on a hundred thousand new rows, none of them garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _differing(before: Mapping[K, V], after: Mapping[K, V]) -> set[K]:

@@ -117,6 +117,8 @@ def _block(block: IPBlock) -> Block | None:
     prefix = prefix_of(block.network)
     if prefix is None:
         return None
+    if not block.except_:
+        return Block(prefix, ())
     holes = {hole for network in block.holes if (hole := prefix_of(network)) is not None}
     return Block(prefix, tuple(sorted(holes)))
 

@@ -55,8 +55,7 @@ def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """An ipBlock in use."""
 
     prefix: Prefix
