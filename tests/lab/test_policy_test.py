@@ -224,6 +224,12 @@ def test_what_is_denied_in_error_is_no_reason_to_wait_for_ever(call: Any, table:
     assert found == {(80, "deny", "allow"), (81, "allow", "deny")}
 
 
+def test_the_example_holds(call: Any) -> None:
+    examples = Path(__file__).parents[2] / "examples" / "policies"
+    status, out, err = call(str(examples))
+    assert (status, err) == (0, ""), out
+
+
 def test_the_tables_of_the_specification_hold_for_real_packets(call: Any) -> None:
     """All of tests/policy, which the evaluator passes too: what the issue of policies is done by."""
     rows = read(call, str(Path(__file__).parents[1] / "policy"))

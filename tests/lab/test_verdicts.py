@@ -141,7 +141,7 @@ def test_an_audited_policy_denies_nothing_and_says_what_it_would(call: Any, ask:
     assert ask("default/other", "default/web", 81) == "deny"
 
 
-def test_following_goes_on_until_it_is_ended(place: Lab, ask: Any, node: Node) -> None:
+def test_following_goes_on_until_it_is_ended(call: Any, ask: Any, node: Node) -> None:
     command = [sys.executable, "-m", "hookline", "verdicts", "--follow", "--json", "--node", str(node.name)]
     ask("default/other", "default/web", 81)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -151,10 +151,14 @@ def test_following_goes_on_until_it_is_ended(place: Lab, ask: Any, node: Node) -
             assert json.loads(process.stdout.readline())["destination_port"] == 81
             ask("default/other", "default/web", 82)
             assert json.loads(process.stdout.readline())["destination_port"] == 82
+            status, out, err = call("verdicts")
+            assert (status, out) == (1, "")
+            assert "are being read" in err, "each is told once, to one reader"
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait() == 130
         assert process.stderr.read() == ""
+    assert told(call) == []
 
 
 def test_a_node_without_policies_tells_nothing(call: Any, place: Lab) -> None:

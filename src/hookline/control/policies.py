@@ -16,9 +16,10 @@ sockets of connections that are not allowed any more; their packets are dropped 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -33,7 +34,7 @@ from hookline.control.judging import no_longer_allowed
 from hookline.control.placement import packed
 from hookline.control.plan import Plan, PolicyChange, PolicyDraft, Usage
 from hookline.control.state import State
-from hookline.control.verdicts import Connection, Names, RuleCount, Verdicts, connections
+from hookline.control.verdicts import Connection, Names, RuleCount, Verdicts, connections, lock_verdicts
 from hookline.datapath import pinning
 from hookline.datapath.firewall import firewall as driver
 from hookline.datapath.firewall.firewall import (
@@ -656,9 +657,16 @@ class Policies:
         """Reads verdicts as they come.
 
         Raises:
-            ControlError: There is no firewall on the node.
+            ControlError: There is no firewall on the node, or another process reads its verdicts.
         """
-        return Verdicts(self._read(), lambda: (self.names(), self._sources))
+        with ExitStack() as undo:
+            firewall = self._read()
+            undo.callback(firewall.close)
+            lock = lock_verdicts(self._name)
+            undo.callback(os.close, lock)
+            reader = Verdicts(firewall, lambda: (self.names(), self._sources), lock)
+            undo.pop_all()
+            return reader
 
     def _read(self) -> Firewall:
         firewall = Firewall.pinned(self._pins)

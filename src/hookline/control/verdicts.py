@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +11,9 @@ from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from hookline.control._errors import ControlError
 from hookline.datapath.firewall.firewall import SIDES, VERDICTS, Firewall
+from hookline.model.names import NodeName
 from hookline.policy import RuleSource, World
 
 Address = IPv4Address | IPv6Address
@@ -108,18 +112,48 @@ class Names:
         return self._names.get(address) or str(address)
 
 
+def lock_verdicts(name: NodeName) -> int:
+    """Has no other process read a node's verdicts, as a ring has one position. The descriptor holds the lock until it is closed.
+
+    Raises:
+        ControlError: Another process has it, or the folder cannot be made.
+    """
+    path = name.run_dir / "verdicts.lock"
+    try:
+        name.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ControlError(
+            f"the verdicts of node {name} cannot be read",
+            why=f"{path}: {error.strerror or error}",
+            remedy="run as root, with a writable /run/hookline",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ControlError(
+            f"the verdicts of node {name} are being read",
+            why="each is told once, and somebody reads them now: hookline verdicts --follow, perhaps",
+            remedy="end that one first, or read what it prints",
+        ) from None
+    return descriptor
+
+
 class Verdicts:
     """Reads the firewall's verdicts as they come. Close it, or use it as a context manager; there is one reader at a time.
 
     Args:
         firewall: The node's; closed with this.
         names: Asked anew for who has an address and where rules are written, before each reading.
+        lock: What `lock_verdicts` gave; let go of with this.
     """
 
     def __init__(
-        self, firewall: Firewall, names: Callable[[], tuple[Names, Mapping[int, RuleSource]]]
+        self, firewall: Firewall, names: Callable[[], tuple[Names, Mapping[int, RuleSource]]], lock: int
     ) -> None:
         self._firewall = firewall
+        self._lock = lock
         self._ring = firewall.verdicts()
         self._reasons = firewall.reasons
         self._ask_names = names
@@ -130,6 +164,9 @@ class Verdicts:
         """Lets the next reader come."""
         self._ring.close()
         self._firewall.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Self:
         return self
