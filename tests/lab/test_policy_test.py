@@ -224,6 +224,40 @@ def test_what_is_denied_in_error_is_no_reason_to_wait_for_ever(call: Any, table:
     assert found == {(80, "deny", "allow"), (81, "allow", "deny")}
 
 
+def test_tables_that_do_not_fit_into_one_network_are_tried_all_the_same(call: Any, table: Any) -> None:
+    """A node has another address in the second, and a pod that of a machine outside in the third."""
+    tables = [
+        f"""
+apiVersion: hookline.dev/v1alpha1
+kind: PolicyTest
+metadata: {{name: {name}}}
+spec:
+  resources:
+    - apiVersion: v1
+      kind: Node
+      metadata: {{name: node-1}}
+      status: {{addresses: [{{type: InternalIP, address: {node}}}]}}
+    - {{apiVersion: v1, kind: Pod, metadata: {{name: a}}, status: {{podIP: {pod}}}}}
+    - apiVersion: networking.k8s.io/v1
+      kind: NetworkPolicy
+      metadata: {{name: p}}
+      spec: {{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{cidr: {outside}/32}}}}]}}]}}
+  probes:
+    - {{from: {outside}, to: a, port: 80, family: 4, expect: allow}}
+    - {{from: 192.0.2.99, to: a, port: 80, expect: deny}}
+    - {{from: a, to: node/node-1, port: 80, expect: allow}}
+"""
+        for name, node, pod, outside in (
+            ("first", "172.30.0.9", "10.1.1.1", "198.51.100.1"),
+            ("second", "172.30.0.8", "10.1.1.1", "198.51.100.1"),
+            ("third", "172.30.0.8", "198.51.100.1", "198.51.100.2"),
+        )
+    ]
+    status, out, err = call(table("---".join(tables)))
+    assert (status, err) == (0, ""), out
+    assert out == "12 probes of 3 tables came out as expected (offline and live)\n"
+
+
 def test_the_example_holds(call: Any) -> None:
     examples = Path(__file__).parents[2] / "examples" / "policies"
     status, out, err = call(str(examples))

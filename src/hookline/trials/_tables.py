@@ -16,7 +16,17 @@ from hookline.control import Frontend, Pool
 from hookline.control.catalogue import Catalogue
 from hookline.control.inventory import Here
 from hookline.lab import Family, LabError
-from hookline.model import ExternalHost, Node, Pod, PolicyTest, Resource, Service, VirtualService, parse
+from hookline.model import (
+    ExternalHost,
+    Node,
+    Pod,
+    PolicyTest,
+    Probe,
+    Resource,
+    Service,
+    VirtualService,
+    parse,
+)
 from hookline.model.names import Address, Endpoint, InvalidName
 from hookline.sources import files
 from hookline.trials._errors import TrialError
@@ -101,7 +111,7 @@ class _RawStep:
     table: PolicyTest
     number: int
     resources: tuple[Resource, ...]
-    probes: Sequence[Any]
+    probes: Sequence[Probe]
 
     def __str__(self) -> str:
         return f"{self.table.reference} step {self.number}"
@@ -154,7 +164,7 @@ class _Ends:
     def __post_init__(self) -> None:
         self.by_address = {a: member.endpoint for member in self.plan.members for a in member.addresses}
 
-    def backend(self, probe: Any) -> tuple[str, int] | None:
+    def backend(self, probe: Probe) -> tuple[str, int] | None:
         """The member and its port behind a service's address, where the target is one.
 
         Raises:
@@ -298,7 +308,7 @@ class _Addressing:
         return [self._known(one) for one in found.values()]
 
 
-def _asked(probe: Any, ends: _Ends) -> Iterator[Asked]:
+def _asked(probe: Probe, ends: _Ends) -> Iterator[Asked]:
     asking, one = ends.member(probe.source)
     via, listening = None, probe.port
     backend = ends.backend(probe)
