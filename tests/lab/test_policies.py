@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hookline import api, bpf, net
-from hookline.control import DoesNotFit, Node, NotThere
+from hookline.control import DoesNotFit, Node, NotThere, tables
 from hookline.datapath.firewall.firewall import FOLDER
 from hookline.lab import Lab, ProbeFailed
 from hookline.model import Resource, parse
 from hookline.model.names import NodeName
+from tests.lab.agents import AgentProcess, until
 from tests.lab.conftest import document, lab_with, pod
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
@@ -727,3 +733,159 @@ def test_a_state_that_is_gone_opens_nothing(place: Lab, node: Node) -> None:
         assert applied.plan.warnings == []
         assert other.check_state().lost == ""
         assert not reaches(place, "external/client", "default/b", "tcp", 4)
+
+
+# What a process that is killed leaves, and a change that fails
+
+
+KILLED = """
+import os, signal, sys
+from hookline import api
+from hookline.control import policies
+from hookline.datapath.firewall.firewall import Firewall
+
+def dies(*given, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def then_dies(original):
+    def wrapper(*given, **named):
+        original(*given, **named)
+        dies()
+    return wrapper
+
+place = sys.argv[3]
+if place == "before the step":
+    Firewall._patch = then_dies(Firewall._patch)
+elif place == "after the step":
+    Firewall.commit = then_dies(Firewall.commit)
+elif place == "before the commit":
+    policies.Policies.carry_out = then_dies(policies.Policies.carry_out)
+else:
+    policies.Policies.cut = dies
+with api.Node(sys.argv[1]) as node:
+    node.apply(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "first"),
+    [
+        ("before the step", False),
+        ("after the step", False),
+        ("before the commit", False),
+        ("before the commit", True),
+        ("before sockets end", False),
+    ],
+)
+def test_a_killed_change_is_whole_or_not_there(
+    place: Lab, node: Node, tmp_path: Path, where: str, first: bool
+) -> None:
+    """b may be asked by a before, and by c after; then by both, or by nobody else."""
+    version = socket.AF_INET6
+    if not first:
+        node.apply(policy("b", {"app": "b"}, ingress=[from_app("a")]))
+    after = policy("b", {"app": "b"}, ingress=[from_app("c")])
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(after.to_document()))
+    with (
+        serving(place, "default/b", version, "tcp", 6066),
+        connect(place, "default/a", "default/b", version, "tcp", 6066) as one,
+    ):
+        assert exchanges(one)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(node.name), str(path), where], check=False, timeout=120
+        )
+        assert done.returncode == -signal.SIGKILL
+        # The kernel judges by the one or the other.
+        asked = asks(place, "default/a", "default/b", version, "tcp", 6066)
+        other = asks(place, "default/c", "default/b", version, "tcp", 6066)
+        assert (asked, other) in ((True, first), (False, True), (True, True))
+        stored = {one.reference: one for one in node.resources()}.get(after.reference)
+        assert (stored == after) is (where == "before sockets end")
+        # The next process brings the kernel to what is wanted, and applies the change for good.
+        repaired = node.repair()
+        assert asks(place, "default/a", "default/b", version, "tcp", 6066) is (where != "before sockets end")
+        node.apply(after)
+        assert not asks(place, "default/a", "default/b", version, "tcp", 6066)
+        assert asks(place, "default/c", "default/b", version, "tcp", 6066)
+        assert ended(one)
+        assert node.repair().repairs == [], repaired
+
+
+@FAMILIES
+def test_a_change_whose_services_fail_leaves_the_policies_before(
+    place: Lab, node: Node, monkeypatch: pytest.MonkeyPatch, family: int
+) -> None:
+    node.apply(policy("b", {"app": "b"}, ingress=[from_app("a")]))
+    service = parse(
+        {
+            "apiVersion": "hookline.dev/v1alpha1",
+            "kind": "VirtualService",
+            "metadata": {"name": "b"},
+            "spec": {
+                "addresses": ["192.0.2.82"],
+                "ports": [{"name": "main", "port": 80, "targetPort": 8080}],
+                "backends": [{"selector": {"app": "b"}}],
+            },
+        }
+    )
+
+    def fails(*_: Any) -> None:
+        raise bpf.BpfError("the tables are not written")
+
+    monkeypatch.setattr(tables.Tables, "carry_out", fails)
+    with pytest.raises(bpf.BpfError, match="not written"):
+        node.apply([service, policy("b", {"app": "b"}, ingress=[from_app("c")])])
+    monkeypatch.undo()
+    assert reaches(place, "default/a", "default/b", "tcp", family)
+    assert not reaches(place, "default/c", "default/b", "tcp", family)
+    node.repair()
+    assert reaches(place, "default/a", "default/b", "tcp", family)
+    assert not reaches(place, "default/c", "default/b", "tcp", family)
+
+
+@FAMILIES
+@PROTOCOLS
+def test_the_nodes_own_connections_are_cut(place: Lab, node: Node, family: int, protocol: str) -> None:
+    version = socket.AF_INET if family == 4 else socket.AF_INET6
+    port = 6070 + family + (protocol == "udp")  # nothing of another test's is sent again to it
+    ports = [{"port": port, "protocol": protocol.upper()}]
+    node.apply(host_policy("here", ingress=[{"ports": ports}]))
+    with (
+        serving(place, "node/node-1", version, protocol, port) as errors,
+        connect(place, "external/client", "node/node-1", version, protocol, port) as one,
+    ):
+        assert exchanges(one)
+        applied = node.apply(host_policy("here", policyTypes=["Ingress"]))
+        assert applied.plan.policies is not None
+        assert applied.plan.policies.connections_cut == 1
+        if protocol == "tcp":
+            wait_for(lambda: errors == [errno.ECONNABORTED])
+        assert not exchanges(one)
+
+
+def test_an_agent_keeps_policies_and_counts(place: Lab, node: Node, tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    agent = AgentProcess(place, folder, tmp_path / "agent.log")
+    text = json.dumps(policy("b", {"app": "b"}, ingress=[from_app("a")]).to_document())
+    agent.write(text, "policy.yaml")
+    agent.start()
+    try:
+        assert reaches(place, "default/a", "default/b", "tcp", 4)
+        assert not reaches(place, "external/client", "default/b", "udp", 6)
+        rule = 'hookline_policy_rule_packets_total{direction="ingress",policy="NetworkPolicy/default/b",rule="0"}'
+        until("the rule is counted", lambda: agent.metric(rule) > 0)
+        denied = 'hookline_policy_packets_total{direction="ingress",reason="no_rule",verdict="drop"}'
+        assert agent.metric(denied) > 0
+        assert agent.metric('hookline_map_entries{map="firewall_rules"}') == 1
+        (place.first_node.pins / FOLDER / "links").joinpath(
+            next(one.name for one in (place.first_node.pins / FOLDER / "links").iterdir())
+        ).unlink()
+        until("the link is mended", lambda: agent.metric('hookline_agent_repairs_total{kind="link"}') > 0)
+        agent.write(
+            json.dumps(policy("b", {"app": "b"}, ingress=[from_app("c")]).to_document()), "policy.yaml"
+        )
+        until("the change is carried out", lambda: not reaches(place, "default/a", "default/b", "tcp", 4))
+    finally:
+        agent.clear()

@@ -12,12 +12,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from hookline.agent.health import Counters
 from hookline.agent.health.supervisor import BUCKETS_SECONDS
-from hookline.control import BackendStatus, PoolStatus, Usage
+from hookline.control import BackendStatus, PoolStatus, RuleCount, Usage
+from hookline.datapath.firewall.firewall import Totals as FirewallTotals
 from hookline.datapath.loadbalancer.balancer import Totals
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BACKENDS_SHOWN_MAX = 10_000
 """Above so many, backends have no series of their own: 50,000 would be 60 MB of text each time."""
+RULES_SHOWN_MAX = 10_000
+"""As of backends."""
 _DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -28,6 +31,8 @@ class Look:
     totals: Totals | None = None
     pools: list[PoolStatus] = field(default_factory=list)
     usage: dict[str, Usage] = field(default_factory=dict)
+    firewall: FirewallTotals | None = None
+    rules: list[RuleCount] = field(default_factory=list)
     health: Counters | None = None
     health_states: dict[str, int] = field(default_factory=dict)
 
@@ -128,6 +133,8 @@ class _Kernel:
         )
         if not left_out:
             yield from _backends(self._look.pools)
+        if self._look.firewall is not None:
+            yield from _firewall(self._look.firewall, self._look.rules)
         yield from _usage(self._look.usage)
         if self._look.health is not None:
             yield from _health(self._look.health, self._look.health_states)
@@ -234,6 +241,40 @@ def _address(backend: BackendStatus) -> str:
         if target.address.version == 6
         else f"{target.address}:{target.port}"
     )
+
+
+def _firewall(totals: FirewallTotals, rules: list[RuleCount]) -> Iterator[Metric]:
+    labels = ["direction", "verdict", "reason"]
+    packets = CounterMetricFamily(
+        "hookline_policy_packets", "Packets that the firewall judged.", labels=labels
+    )
+    octets = CounterMetricFamily("hookline_policy_bytes", "Bytes that the firewall judged.", labels=labels)
+    for (direction, reason), pair in totals.reasons.items():
+        key = [direction, "drop" if reason in totals.drops else "pass", reason]
+        packets.add_metric(key, pair[0])
+        octets.add_metric(key, pair[1])
+    yield packets
+    yield octets
+    left_out = len(rules) if len(rules) > RULES_SHOWN_MAX else 0
+    yield GaugeMetricFamily(
+        "hookline_policy_rules_left_out",
+        "Rules of policies without series of their own, since there are too many.",
+        left_out,
+    )
+    for name, text in (("packets", "Packets"), ("bytes", "Bytes")):
+        family = CounterMetricFamily(
+            f"hookline_policy_rule_{name}",
+            f"{text} that a rule of a policy let through.",
+            labels=["policy", "direction", "rule"],
+        )
+        for one in () if left_out else rules:
+            family.add_metric([one.policy, one.direction, str(one.rule)], getattr(one, name))
+        yield family
+    for name, text, number in (
+        ("lost", "that found no room in the ring", totals.lost),
+        ("suppressed", "that were not told, since there were too many", totals.suppressed),
+    ):
+        yield CounterMetricFamily(f"hookline_policy_verdicts_{name}", f"Verdicts {text}.", value=number)
 
 
 def _usage(usage: dict[str, Usage]) -> Iterator[Metric]:

@@ -132,7 +132,7 @@ class Agent:
         self._checked: Mapping[str, Sequence[Pool]] | None = None
         self._told: set[asyncio.Task[None]] = set()
         self._later: dict[int, asyncio.TimerHandle] = {}
-        self._connections = Counted()
+        self._connections, self._tracked = Counted(), Counted()
         self._looking: asyncio.Task[None] | None = None
         self._next_look = 0.0
         self._seen, self._seen_at = b"", -math.inf
@@ -314,7 +314,9 @@ class Agent:
 
         try:
             look = Look(await step(lambda node: node.totals()))
-            look.usage = await step(lambda node: node.map_usage(self._connections))
+            look.usage = await step(lambda node: node.map_usage(self._connections, self._tracked))
+            look.firewall = await step(lambda node: node.policy_totals())
+            look.rules = await step(lambda node: node.rule_counts())
             names = await step(lambda node: node.served())
             for first in range(0, len(names), SERVICES_A_STEP):
                 some = names[first : first + SERVICES_A_STEP]

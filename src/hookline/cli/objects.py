@@ -487,8 +487,13 @@ def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
             print(f"{one.program} {one.change}{place}" + (f" ({one.hook})" if one.hook else ""))
     if not applied.plan.changes and not any(one.change != "kept" for one in applied.attachments):
         print("nothing changed")
+    change_of_policies = applied.plan.policies
+    if change_of_policies is not None and change_of_policies.connections_cut:
+        print(f"{change_of_policies.connections_cut} connections that are not allowed any more cut")
     if applied.plan.sockets_ended:
-        print(f"{applied.plan.sockets_ended} sockets of backends that are gone ended")
+        print(
+            f"{applied.plan.sockets_ended} sockets of backends that are gone, or that are not allowed any more, ended"
+        )
     _print_warnings(applied.plan)
 
 
@@ -511,6 +516,26 @@ def _move_cells(moves: Moves | None) -> tuple[str, ...]:
         str(moves.move),
         str(moves.end),
     )
+
+
+def _print_policies(plan: Plan) -> None:
+    from hookline.cli._output import count
+
+    change = plan.policies
+    if not change:
+        return
+    print("\npolicies")
+    if change.detaches:
+        print("  none is for this node any more: the firewall is detached and its tables removed")
+        return
+    if change.loads:
+        print("  the firewall's programs are loaded")
+    print(
+        f"  {count(change.rules_added, 'row')} of rules added, {change.rules_removed} removed; "
+        f"{count(change.endpoints, 'pod')} and {count(change.identities, 'address')} are judged otherwise"
+    )
+    if change.connections_cut is not None:
+        print(f"  {count(change.connections_cut, 'open connection')} would be cut")
 
 
 def _print_plan(node: AnyNode, plan: Plan) -> None:
@@ -553,6 +578,7 @@ def _print_plan(node: AnyNode, plan: Plan) -> None:
             ],
             indent=2,
         )
+    _print_policies(plan)
     if plan.usage:
         print("\nmaps")
         print_table(

@@ -473,15 +473,16 @@ class Node:
             with self._opened() as kernel:
                 return statuses_of(pools, self._reading_placements(), kernel)
 
-    def map_usage(self, counted: Counted | None = None) -> dict[str, Usage]:
+    def map_usage(self, counted: Counted | None = None, tracked: Counted | None = None) -> dict[str, Usage]:
         """How full the node's maps are, those that can fill up; empty where nothing is loaded.
 
         Args:
             counted: Where connections are counted from time to time only; the kernel keeps no such number.
+            tracked: The same for those that the firewall knows.
         """
         with self._inside():
             self._refresh()
-            policies = self._policies.usage()
+            policies = self._policies.usage(tracked)
             if not LoadBalancer.exists(self.name.pins):
                 return policies
             with self._opened() as kernel:
@@ -587,7 +588,7 @@ class Node:
             bpf.BpfError: Somebody else reads them.
         """
         self._refresh_inside()
-        return self._policies.verdicts()
+        return self._policies.verdicts(self._refresh_inside)
 
     def sample_verdicts(self, one_in: int) -> None:
         """Has one in so many new connections that are allowed be told among the verdicts; 0: none."""

@@ -34,6 +34,7 @@ from hookline.control.judging import no_longer_allowed
 from hookline.control.placement import packed
 from hookline.control.plan import Plan, PolicyChange, PolicyDraft, Usage
 from hookline.control.state import State
+from hookline.control.statuses import Counted
 from hookline.control.verdicts import Connection, Names, RuleCount, Verdicts, connections, lock_verdicts
 from hookline.datapath import pinning
 from hookline.datapath.firewall import firewall as driver
@@ -114,11 +115,13 @@ class Policies:
     def start(
         self, resources: Iterable[Resource], names: Iterable[str], numbers: Mapping[RuleSource, int]
     ) -> None:
-        """Begins with what the state says. Called in the node's namespace."""
+        """Begins with what the state says."""
         self.forget()
         self.world = World.of(resources, node=self._name.node, names=names)
-        if self._concerned(self.world):
-            self.world = self.world.changed((), (), addresses=net.own_addresses())
+        place = self._name.netns
+        if self._concerned(self.world) and (place is None or place.exists()):
+            with net.inside(place):
+                self.world = self.world.changed((), (), addresses=net.own_addresses())
         self._numbers = RuleNumbers(numbers)
         self._compiler = Compiler(self._numbers)
         self._sources = {number: source for source, number in numbers.items()}
@@ -653,18 +656,26 @@ class Policies:
         with self._read() as firewall:
             firewall.sample(one_in)
 
-    def verdicts(self) -> Verdicts:
+    def verdicts(self, refresh: Callable[[], None]) -> Verdicts:
         """Reads verdicts as they come.
+
+        Args:
+            refresh: Called before names are given: others may have changed the node meanwhile.
 
         Raises:
             ControlError: There is no firewall on the node, or another process reads its verdicts.
         """
+
+        def names() -> tuple[Names, Mapping[int, RuleSource]]:
+            refresh()
+            return self.names(), self._sources
+
         with ExitStack() as undo:
             firewall = self._read()
             undo.callback(firewall.close)
             lock = lock_verdicts(self._name)
             undo.callback(os.close, lock)
-            reader = Verdicts(firewall, lambda: (self.names(), self._sources), lock)
+            reader = Verdicts(firewall, names, lock)
             undo.pop_all()
             return reader
 
@@ -678,14 +689,21 @@ class Policies:
             )
         return firewall
 
-    def usage(self) -> dict[str, Usage]:
-        """How full the firewall's maps are; empty where there is none."""
+    def usage(self, counted: Counted | None = None) -> dict[str, Usage]:
+        """How full the firewall's maps are; empty where there is none.
+
+        Args:
+            counted: Where connections are counted from time to time only.
+        """
         with _reading(self._pins) as firewall:
             if firewall is None:
                 return {}
             capacity = firewall.capacity()
             rows = self._held.rows if self._held is not None and self._held.rows else firewall.rows()
-            return {f"firewall_{name}": Usage(len(getattr(rows, name)), capacity[name]) for name in BANKED}
+            found = {f"firewall_{name}": Usage(len(getattr(rows, name)), capacity[name]) for name in BANKED}
+            table = firewall.maps["tracked"]
+            used = table.used or 0 if counted is None else counted.of(table)
+            return found | {"firewall_tracked": Usage(used, table.max_entries)}
 
 
 @contextmanager
