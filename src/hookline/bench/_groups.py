@@ -77,6 +77,15 @@ GROUPS = (
         "rows",
         lab=True,
     ),
+    Group(
+        {
+            "policies-1000x1000": "1,000 policies for 1,000 pods, applied",
+            "policies-one-label": "one pod's labels among them",
+            "policies-first": "the first policy on a node with 100 pods",
+        },
+        "_policies",
+        "apply_rows",
+    ),
     Group({"policy-probes": "2,000 live probes of policies"}, "_trials", "probe_rows"),
     Group(
         {

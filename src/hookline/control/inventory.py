@@ -200,7 +200,8 @@ class _Change:
 
     def _take_from(self, part: str, key: str, resource: Resource) -> None:
         found = self._part(part)
-        left = tuple(one for one in found.get(key, ()) if one.reference != resource.reference)
+        name = resource.metadata.name  # all of one key are of one kind and namespace
+        left = tuple(one for one in found.get(key, ()) if one.metadata.name != name)
         if left:
             found[key] = left
         else:

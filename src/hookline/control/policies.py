@@ -393,8 +393,7 @@ class Policies:
         if draft.stays:
             return []
         if not draft.wanted:
-            if self._sources:
-                state.put_rule_numbers({})
+            state.put_rule_numbers(self._sources.values(), {})
             return self.remove() if self.exists else []
         held = self._held
         assert held is not None
@@ -424,14 +423,17 @@ class Policies:
         """Keeps the numbers of rules that there are; counters of numbers that are given out again begin at zero."""
         if compiled.sources is self._sources:
             return
-        wanted = {source: number for number, source in compiled.sources.items()}
-        before = {source: number for number, source in self._sources.items()}
-        if wanted == before:
+        come = {
+            source: number
+            for number, source in compiled.sources.items()
+            if self._sources.get(number) != source
+        }
+        gone = [source for number, source in self._sources.items() if compiled.sources.get(number) != source]
+        if not come and not gone:
             return
-        state.put_rule_numbers(wanted)
-        fresh = [number for source, number in wanted.items() if before.get(source) != number]
+        state.put_rule_numbers(gone, come)
         counts = held.firewall.maps["rule_counts"]
-        keys = np.array(sorted(number for number in fresh if number < counts.max_entries), counts.key_dtype)
+        keys = np.array(sorted(one for one in come.values() if one < counts.max_entries), counts.key_dtype)
         if len(keys) and not held.firewall.fresh:
             shape = (len(keys), bpf.possible_cpus())
             counts.write(keys, np.zeros(shape, counts.value_dtype))

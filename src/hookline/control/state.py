@@ -433,13 +433,16 @@ class State:
             self._connection.execute("DELETE FROM neighbours")
             self._connection.executemany("INSERT INTO neighbours VALUES (?, ?)", sorted(pairs))
 
-    def put_rule_numbers(self, numbers: Mapping[RuleSource, int]) -> None:
-        """Notes exactly these numbers of rules."""
+    def put_rule_numbers(self, gone: Iterable[RuleSource], come: Mapping[RuleSource, int]) -> None:
+        """Forgets the numbers of rules that go, and notes those of rules that come or have another now."""
         with self._explained("written"):
-            self._connection.execute("DELETE FROM rule_numbers")
+            self._connection.executemany(
+                "DELETE FROM rule_numbers WHERE policy = ? AND direction = ? AND place = ?",
+                [(one.policy, one.direction, one.index) for one in (*gone, *come)],
+            )
             self._connection.executemany(
                 "INSERT INTO rule_numbers VALUES (?, ?, ?, ?)",
-                [(one.policy, one.direction, one.index, number) for one, number in numbers.items()],
+                [(one.policy, one.direction, one.index, number) for one, number in come.items()],
             )
 
     def put_health(self, changes: Mapping[HealthKey, Health]) -> None:
