@@ -512,6 +512,75 @@ MUTANTS = (
         "candidates = [*self.world.policies.get(local.pod.namespace, {}).values(), "
         "*self.world.host_policies.values()]",
     ),
+    Mutant(
+        "A pod's policies keep it from itself.",
+        "    return local.pod is not None and local.pod is remote.pod\n",
+        "    return False\n",
+    ),
+    Mutant(
+        "Blocks are of IPv4 alone.",
+        "return address in block.network and not",
+        "return address.version == 4 and address in block.network and not",
+    ),
+    Mutant(
+        "Excepts are of IPv4 alone.",
+        "not any(address in hole for hole in block.holes)",
+        "not any(address in hole for hole in block.holes if hole.version == 4)",
+    ),
+    Mutant(
+        "An address outside is in no pod's blocks, and so allowed.",
+        "        pod = remote.pod\n        if pod is None:\n            return False\n",
+        "        pod = remote.pod\n        if pod is None:\n            return not remote.node\n",
+    ),
+    Mutant(
+        "The policies of the destination's namespace are for the source too.",
+        "candidates = self.world.policies.get(local.pod.namespace, {}).values()",
+        "candidates = [one for name, mine in self.world.policies.items() for one in mine.values()\n"
+        '                    if name == local.pod.namespace or direction == "egress"]',
+    ),
+    Mutant(
+        "A range is of TCP alone.",
+        "return port.port <= probe.port <= (port.port if port.end_port is None else port.end_port)",
+        "return port.port <= probe.port <= (\n"
+        '        port.port if port.end_port is None or port.protocol != "TCP" else port.end_port\n    )',
+    ),
+    Mutant(
+        "SCTP is not looked at.",
+        "if PROTOCOLS[port.protocol] != protocol_number(probe):",
+        'if PROTOCOLS[port.protocol] != protocol_number(probe) != PROTOCOLS["SCTP"]:',
+    ),
+    Mutant(
+        "UDP is allowed where TCP is.",
+        "if PROTOCOLS[port.protocol] != protocol_number(probe):",
+        'if PROTOCOLS[port.protocol] != protocol_number(probe) != PROTOCOLS["UDP"]:',
+    ),
+    Mutant(
+        "NotIn looks at its first value alone.",
+        "labels[condition.key] not in condition.values\n",
+        "labels[condition.key] not in condition.values[:1]\n",
+    ),
+    Mutant(
+        "A label that is there and empty is one that is not there.",
+        "    for key, value in selector.match_labels.items():\n",
+        "    labels = {key: value for key, value in labels.items() if value}\n"
+        "    for key, value in selector.match_labels.items():\n",
+    ),
+    Mutant(
+        "Only pods of the namespace default have names of ports.",
+        "return destination.pod is not None and any(",
+        'return destination.pod is not None and destination.pod.namespace == "default" and any(',
+    ),
+    Mutant(
+        "A HostPolicy's egress is not looked at.",
+        "            return selects(policy.spec.node_selector, self._node_labels(local.node))\n",
+        '            return direction == "ingress" and selects(\n'
+        "                policy.spec.node_selector, self._node_labels(local.node)\n            )\n",
+    ),
+    Mutant(
+        "A HostPolicy is for the connections of a node and its own pods too.",
+        "local.node == remote.node and (is_node(local) or is_node(remote))",
+        "local.node == remote.node and is_node(remote)",
+    ),
 )
 
 

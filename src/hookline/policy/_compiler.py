@@ -133,7 +133,8 @@ class Place(NamedTuple):
 
 
 class Compiler:
-    """Keeps what it knows between calls. Numbers of rule sets and identities follow from the documents alone.
+    """Keeps what it knows between calls. Numbers of rule sets and identities follow from the documents alone: a set's from
+    its policies' names (not from what they say), an identity's from the peers that its addresses are.
 
     Args:
         number: Gives rules their numbers, from 1; the same rule must get the same number each time.
