@@ -347,6 +347,16 @@ def test_too_many_rows_are_counted_and_forgotten() -> None:
     assert len(compiler.compile(world, limit=20).rules) == 20
 
 
+def test_peers_that_are_gone_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hookline.policy._compiler.OUTGROWN", 10)
+    compiler, world = Compiler(), World.of([pod("a", 1)], node="n")
+    for number in range(100):
+        block = {"ipBlock": {"cidr": f"192.0.2.{number}/32"}}
+        world = world.changed((), [netpol("p", ingress=[{"from": [block]}])])
+        assert compiler.compile(world) == Compiler().compile(world)
+    assert len(compiler._peers) < 20
+
+
 def test_numbers_are_the_same_in_another_process() -> None:
     code = (
         "from hookline.model import parse\nfrom hookline.policy import Compiler, World\n"

@@ -52,6 +52,9 @@ FEW = 16
 WORTH_COUNTING = 1 << 21
 """Rows beyond the limit are counted, so that the error has the very number, unless there may be more than this."""
 
+OUTGROWN = 1 << 16
+"""So many peers that nobody uses any more are remembered before the compiler starts afresh."""
+
 
 class Facts(NamedTuple):
     """What matters of a pod that has a network of its own."""
@@ -157,7 +160,8 @@ class Compiler:
         Raises:
             TooManyRows: There are more; the next call starts afresh.
         """
-        if world.names != self._world.names or world.node != self._world.node:
+        is_other_node = world.names != self._world.names or world.node != self._world.node
+        if is_other_node or len(self._peers) > OUTGROWN + 4 * len(self._sets_of_peer):
             self._forget()
         try:
             with _without_collection():
