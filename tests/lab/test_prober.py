@@ -130,12 +130,15 @@ def slow(place: Lab) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("slow")
-def test_what_arrives_late_is_noticed(prober: Prober) -> None:
-    heard = prober.ask([Question("default/p2", "default/p3", 90, "udp", 4)] * 3)
+@pytest.mark.parametrize(("protocol", "number", "patience_s"), [("tcp", 2, 3.0), ("udp", 3, 1.5)])
+def test_what_arrives_late_is_noticed(
+    prober: Prober, protocol: Protocol, number: int, patience_s: float
+) -> None:
+    heard = prober.ask([Question("default/p2", "default/p3", 90, protocol, 4)] * number)
     given_up = [one for one in heard if one.outcome == "deny"]
     assert given_up
     assert not any(one.reached for one in given_up)
-    prober.settle(1.5)
+    prober.settle(patience_s)
     assert all(one.late and one.reached for one in given_up)
 
 
