@@ -22,7 +22,7 @@ from hookline import control, lab
 from hookline.control import Recovery
 from hookline.errors import HooklineError
 from hookline.lab import Lab, LabError
-from hookline.model import NodeConfig, Resource
+from hookline.model import NodeConfig, Resource, parse
 from hookline.model.names import NodeName
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def lab_down(name: str = "lab") -> None:
 def add_pod(place: Lab, pod: Resource | Mapping[str, Any]) -> tuple[Resource, ...]:
     """Adds a pod to a lab and tells the nodes: policies are in force for it before it can send or be sent anything.
 
+    It is not ready for services before its servers listen.
+
     Returns:
         All of the lab's resources, the new one with its addresses.
 
@@ -202,14 +204,28 @@ def add_pod(place: Lab, pod: Resource | Mapping[str, Any]) -> tuple[Resource, ..
                 node.apply(resources, owner=OWNER)
 
     before = place.resources()
+
+    def announce(resources: Iterable[Resource]) -> None:
+        # Policies are for it from now on; services send it nobody before it has a server.
+        known = {one.reference for one in before}
+        tell([one if one.reference in known else _unready(one) for one in resources])
+
     try:
-        place.add_pod(pod, before_up=tell)
+        place.add_pod(pod, before_up=announce)
     except BaseException:
         place.refresh()
         if place.resources() == before:
             tell(before)
         raise
     return refresh_lab(place.name).resources()
+
+
+def _unready(pod: Resource) -> Resource:
+    document = pod.to_document()
+    status = document.setdefault("status", {})
+    others = [one for one in status.get("conditions", ()) if one.get("type") != "Ready"]
+    status["conditions"] = [*others, {"type": "Ready", "status": "False"}]
+    return parse(document, pod.origin)
 
 
 def refresh_lab(name: str = "lab") -> Lab:

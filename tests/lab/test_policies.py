@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from hookline import api, bpf, net
-from hookline.control import DoesNotFit, Node, NotThere, tables
+from hookline.control import Covered, DoesNotFit, Node, NotThere, tables
 from hookline.datapath.firewall.firewall import FOLDER
 from hookline.lab import Lab, ProbeFailed
 from hookline.model import Resource, parse
@@ -836,12 +836,41 @@ def test_a_change_whose_services_fail_leaves_the_policies_before(
     monkeypatch.setattr(tables.Tables, "carry_out", fails)
     with pytest.raises(bpf.BpfError, match="not written"):
         node.apply([service, policy("b", {"app": "b"}, ingress=[from_app("c")])])
+    with pytest.raises(bpf.BpfError, match="not written"):
+        node.apply(service.model_copy(), prune=Covered(frozenset({"python"})))  # the policy would go
     monkeypatch.undo()
     assert reaches(place, "default/a", "default/b", "tcp", family)
     assert not reaches(place, "default/c", "default/b", "tcp", family)
     node.repair()
     assert reaches(place, "default/a", "default/b", "tcp", family)
     assert not reaches(place, "default/c", "default/b", "tcp", family)
+
+
+def test_a_first_policy_whose_change_fails_leaves_no_firewall(
+    place: Lab, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise bpf.BpfError("the services are not written")
+
+    monkeypatch.setattr(Node, "_carry_out_kernel", fails)
+    with pytest.raises(bpf.BpfError, match="not written"):
+        node.apply(policy("b", {"app": "b"}))
+    monkeypatch.undo()
+    assert programs(node) == set()
+    assert not place.first_node.pins.exists()
+    assert reaches(place, "external/client", "default/b", "tcp", 4)
+
+
+def test_a_pod_that_is_not_served_is_said(place: Lab, node: Node) -> None:
+    ghost = labelled("ghost", "b")
+    document_of = ghost.to_document()
+    document_of["status"] = {"podIP": "10.99.0.1", "podIPs": [{"ip": "10.99.0.1"}]}
+    applied = node.apply([policy("b", {"app": "b"}), parse(document_of)])
+    assert any("default/ghost" in line and "no policy is enforced" in line for line in applied.plan.warnings)
+    assert any("default/ghost" in line for line in node.repair().problems)
+    node.delete(["Pod/default/ghost"])
+    assert node.repair().problems == []
+    assert not reaches(place, "external/client", "default/b", "tcp", 4)
 
 
 @FAMILIES

@@ -1090,6 +1090,7 @@ class Node:
                 state.put_lives(draft.lives, draft.lived)
                 applied.attachments = self._policies.carry_out(draft.policies, state)
                 applied.attachments += self._carry_out_kernel(draft)
+                applied.attachments += self._policies.carry_out_end(draft.policies)
                 state.put_neighbours(self._neighbours)
                 if self._lost and not draft.policies.stays and self._is_whole(draft):
                     state.mark_lost("")
@@ -1336,7 +1337,7 @@ class Node:
         if not (damaged or full):
             if known is not None:
                 result.repairs += self._late_strays(known)
-            result.problems += forwarding_off(self._forwarded)
+            result.problems += [*forwarding_off(self._forwarded), *self._policies.problems]
             return result
         if known is not None:
             known.unsettle()
@@ -1349,7 +1350,7 @@ class Node:
             if drift.tables:
                 kernel.watch.distrust(drift)
                 draft = self._draft([])
-        result.problems += forwarding_off(self._forwarded)
+        result.problems += [*forwarding_off(self._forwarded), *draft.policies.problems]
         result.repairs += [
             Repair("table", f"{pool.service} port {pool.port} {pool.family}: not what is wanted")
             for pool in draft.plan.pools

@@ -175,6 +175,7 @@ class PolicyDraft:
         interfaces: Where the programs are to be.
         ports: Interface and its index by pod.
         in_step: The programs are where they are to be.
+        problems: Pods that are not served.
     """
 
     world: World = field(default_factory=World)
@@ -185,6 +186,7 @@ class PolicyDraft:
     interfaces: Mapping[str, Role] = field(default_factory=dict)
     ports: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     in_step: bool = False
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from hookline.datapath.firewall.firewall import (
     Tunables,
 )
 from hookline.datapath.pinning import Attachment
+from hookline.errors import HooklineError
 from hookline.model import NodeConfig, Pod, Resource
 from hookline.model.names import NodeName, pod_netns
 from hookline.policy import Compiled, Compiler, PolicyRow, RuleNumbers, RuleSource, TooManyRows, World
@@ -104,7 +106,8 @@ class Policies:
         self._sources: Mapping[int, RuleSource] = {}
         self._names: tuple[World, Names] | None = None
         self._held: _Held | None = None
-        self._undo: Rows | None = None
+        self._undo: Callable[[], object] = _nothing
+        self.problems: tuple[str, ...] = ()
         # Network namespaces by the ids by which the node's knows them; of one change.
         self._namespaces: dict[int, Path] | None = None
         self._ports: dict[str, tuple[Pod, str, int]] = {}
@@ -194,7 +197,9 @@ class Policies:
         self._namespaces = None
         world = self.world.changed(gone, come)
         if self._concerned(world) and (full or self._held is None or not world.addresses):
-            world = world.changed((), (), addresses=net.own_addresses())
+            is_needed = bool(world.host_policies)
+            uplinks = self._known_uplinks(config, ask_uplinks, is_needed=is_needed, again=full)
+            world = world.changed((), (), addresses=net.own_addresses(link_local_of=uplinks))
         draft = PolicyDraft(world)
         if not self._concerned(world):
             if self.exists:
@@ -210,8 +215,9 @@ class Policies:
         local = [pod for pod in compiled.endpoints if pod] if world.policies else []
         if full or self._held is None:
             self._ports = {}
-        uplinks = self._known_uplinks(config, ask_uplinks, is_needed=is_host, again=full)
-        draft.ports = self._find_ports(world, local, frozenset(uplinks), plan, lenient=full)
+        uplinks = self._known_uplinks(config, ask_uplinks, is_needed=is_host, again=False)
+        draft.ports = self._find_ports(world, local, frozenset(uplinks), draft.problems, lenient=full)
+        plan.warnings += draft.problems
         interfaces: dict[str, Role] = {name: "pod" for name, _ in draft.ports.values()}
         interfaces.update(dict.fromkeys(uplinks if is_host else (), "uplink"))
         draft.interfaces = interfaces
@@ -256,7 +262,13 @@ class Policies:
             ) from None
 
     def _find_ports(
-        self, world: World, local: Iterable[str], uplinks: frozenset[str], plan: Plan, *, lenient: bool
+        self,
+        world: World,
+        local: Iterable[str],
+        uplinks: frozenset[str],
+        problems: list[str],
+        *,
+        lenient: bool,
     ) -> dict[str, tuple[str, int]]:
         """Interface and index by pod; asked of the kernel for those that are new, moved or made anew."""
         indexes = net.interface_indexes({port[1] for port in self._ports.values()})
@@ -280,7 +292,7 @@ class Policies:
                 if route.kind == "unicast" and route.gateway is None and route.interface not in uplinks
             }
             if len(found) != 1:
-                plan.warnings.append(
+                problems.append(
                     f"pod {name}: no policy is enforced: "
                     + (
                         f"{' and '.join(sorted(found))} both lead to it"
@@ -302,7 +314,7 @@ class Policies:
                         why="the firewall is on pods' own interfaces, and one interface has one pod's policies",
                         remedy="route pods by interfaces of their own instead of a bridge",
                     )
-                plan.warnings.append(f"{what}: only the first one's policies are enforced")
+                problems.append(f"{what}: only the first one's policies are enforced")
                 del known[name]
         self._ports = known
         return {pod: (interface, index) for pod, (_, interface, index) in known.items()}
@@ -384,23 +396,25 @@ class Policies:
     # -- carrying out
 
     def carry_out(self, draft: PolicyDraft, state: State) -> list[Attachment]:
-        """Brings the kernel to the draft. In the node's namespace, in the state's transaction.
+        """Brings the kernel to the draft, unless the firewall goes. In the node's namespace, in the state's transaction.
 
         Raises:
             bpf.BpfError: The kernel refuses; what was is in force.
         """
-        self._undo = None
+        self._undo = _nothing
         if draft.stays:
             return []
         if not draft.wanted:
             state.put_rule_numbers(self._sources.values(), {})
-            return self.remove() if self.exists else []
+            return []
         held = self._held
         assert held is not None
         assert draft.compiled is not None
         self._note_numbers(draft.compiled, state, held)
-        if held.generation:
-            self._undo = held.rows
+        if pinning.attached(self._pins / FOLDER):
+            self._undo = partial(_go_back, held.firewall, held.rows, held.interfaces)
+        else:
+            self._undo = partial(driver.remove, self._pins)
         held.settled = False
         held.generation = held.firewall.commit(draft.rows)
         held.rows = draft.rows
@@ -418,6 +432,10 @@ class Policies:
         held.links, held.pinned = link_state(folder), pinned_names(folder)
         held.settled = True
         return attachments
+
+    def carry_out_end(self, draft: PolicyDraft) -> list[Attachment]:
+        """Takes the firewall off a node that no policy is for any more: the last step, as there is no way back from it."""
+        return self.remove() if self.exists and not (draft.wanted or draft.stays) else []
 
     def _note_numbers(self, compiled: Compiled, state: State, held: _Held) -> None:
         """Keeps the numbers of rules that there are; counters of numbers that are given out again begin at zero."""
@@ -464,11 +482,12 @@ class Policies:
 
     def settle(self, draft: PolicyDraft) -> None:
         """The change is committed."""
-        self._undo = None
+        self._undo = _nothing
         self.world = draft.world
+        self.problems = tuple(draft.problems)
         if draft.stays:
             return
-        if draft.compiled is not None:
+        if draft.compiled is not None and draft.wanted:
             self._sources = draft.compiled.sources
             self._numbers.forget(
                 [one for one, number in self._numbers.known.items() if number not in self._sources]
@@ -479,12 +498,10 @@ class Policies:
             self._compiler = Compiler(self._numbers)
 
     def undo(self) -> None:
-        """Goes back to the rows before, if the kernel lets that be; what else there is is looked at again."""
-        held, before = self._held, self._undo
-        self._undo = None
-        if held is not None and before is not None:
-            with suppress(bpf.BpfError):  # the next change puts it right
-                held.firewall.commit(before)
+        """Goes back to the rows and attachments before, as far as the kernel lets that be; all is looked at again then."""
+        undo, self._undo = self._undo, _nothing
+        with suppress(HooklineError):  # the next change puts it right
+            undo()
         self.forget()
 
     def remove(self) -> list[Attachment]:
@@ -706,6 +723,17 @@ class Policies:
             table = firewall.maps["tracked"]
             used = table.used or 0 if counted is None else counted.of(table)
             return found | {"firewall_tracked": Usage(used, table.max_entries)}
+
+
+def _nothing() -> None:
+    pass
+
+
+def _go_back(firewall: Firewall, rows: Rows | None, interfaces: Mapping[str, Role]) -> None:
+    if rows is not None:
+        firewall.commit(rows)
+    if interfaces:
+        firewall.activate(interfaces)
 
 
 @contextmanager

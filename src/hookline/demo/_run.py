@@ -300,8 +300,7 @@ class _Demo:
         document["metadata"] = {**document["metadata"], "name": JOINS}
         document["spec"] = {**document["spec"], "nodeName": "node-2"}
         document.pop("status", None)
-        self._lab.add_pod(parse(document))
-        api.refresh_lab(self._lab.name)
+        api.add_pod(self._lab, parse(document))
         self._begin_epoch()
 
     def _detach(self) -> None:

@@ -62,13 +62,17 @@ def routes_to(addresses: Iterable[Address]) -> dict[Address, Route]:
     return found
 
 
-def own_addresses() -> frozenset[Address]:
-    """All addresses of the calling thread's network namespace, those of the loopback interface and of links too.
+def own_addresses(link_local_of: Iterable[str] = ()) -> frozenset[Address]:
+    """All addresses of the calling thread's network namespace, those of the loopback interface too.
+
+    Args:
+        link_local_of: IPv6's link-local addresses are those of these interfaces only: every interface has one.
 
     Raises:
         NetworkError: The kernel refuses the question.
     """
     found: set[Address] = set()
+    linked = set(link_local_of)
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
     ) as netlink:
@@ -84,8 +88,13 @@ def own_addresses() -> frozenset[Address]:
                     raise NetworkError("cannot list addresses", why=os.strerror(-_ERROR.unpack_from(body)[0]))
                 values = dict(_attributes(body[_ADDRESS.size :]))
                 octets = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
-                if octets:
-                    found.add(_unpacked(octets))
+                if not octets:
+                    continue
+                address = _unpacked(octets)
+                index = _ADDRESS.unpack_from(body)[4]
+                if address.version == 6 and address.is_link_local and _name(index) not in linked:
+                    continue
+                found.add(address)
 
 
 def _question(number: int, address: Address) -> bytes:
