@@ -167,6 +167,16 @@ def _routed_discovery(ends: Ends) -> bytes | None:
     return frame(replace(ends, ttl=255), ICMPv6ND_NS(tgt="fe80::1"))
 
 
+def _far_discovery(gate: Gate, version: int, isolated: bool) -> Outcomes:
+    """Of the link by its addresses, and passed on by a router by its hop limit."""
+    if version == 4:
+        return
+    isolate(gate, isolated)
+    yield str(gate.out(frame(Ends(POD[6], "fe80::1", ttl=64), ICMPv6ND_NS(tgt="fe80::1"))))
+    yield str(gate.come(frame(Ends("fe80::1", POD[6], ttl=254), ICMPv6ND_NS(tgt=POD[6]))))
+    yield str(gate.come(frame(Ends("fe80::1", POD[6], ttl=2), ICMPv6MLQuery())))
+
+
 def _foreign(ends: Ends) -> bytes:
     return bytes(Ether(src=ends.mac_source, dst=ends.mac_destination, type=0x88CC) / Raw(bytes(50)))
 
@@ -178,6 +188,22 @@ def _node(gate: Gate, version: int, isolated: bool) -> Outcomes:
         yield str(gate.come(tcp(to_pod(version, source=OTHER)), by_node=True))
         # And its answer, whatever the address was.
         assert str(gate.out(tcp(turned(to_pod(version, source=OTHER)), "SA"))) == "PASS `established`"
+
+
+def _itself(gate: Gate, version: int, isolated: bool) -> Outcomes:
+    isolate(gate, isolated)
+    packet = tcp(Ends(POD[version], POD[version]))
+    yield str(gate.out(packet))
+    yield str(gate.run("to_pod", packet, gate.pod, gate.pod))
+    # And its answer, which the two meet in turn.
+    answer = tcp(turned(Ends(POD[version], POD[version])), "SA")
+    assert str(gate.out(answer)) == "PASS `established`"
+    assert str(gate.run("to_pod", answer, gate.pod, gate.pod)) == "PASS `established`"
+
+
+def _not_itself(gate: Gate, version: int, isolated: bool) -> Outcomes:
+    isolate(gate, isolated)
+    yield str(gate.come(udp(Ends(POD[version], POD[version]))))
 
 
 def _spoofed(gate: Gate, version: int, isolated: bool) -> Outcomes:
@@ -222,10 +248,13 @@ POD_CASES: dict[str, Run] = {
     "TCP, UDP, SCTP or ICMP header cut short": _each(_cut_ports),
     "ARP": both(_arp),
     "neighbour discovery, multicast listeners": _link,
-    "the same from one network to another": both(_routed_discovery),
+    "the same with another hop limit, or from one network to another": several(
+        both(_routed_discovery), _far_discovery
+    ),
     "neither IP nor ARP": both(_foreign),
     "between a pod and its own node": _node,
-    "from the pod to itself": both(lambda e: tcp(replace(e, destination=e.source)), POD),
+    "from the pod to itself": _itself,
+    "an address of the pod's own, from elsewhere": _not_itself,
     "an address of another, from the pod": _spoofed,
     "an interface without a row": _unknown,
 }
@@ -318,7 +347,7 @@ ONE_FAMILY = {
     (6, "ARP"),
     (4, "seven extension headers"),
     (4, "neighbour discovery, multicast listeners"),
-    (4, "the same from one network to another"),
+    (4, "the same with another hop limit, or from one network to another"),
 }
 """Of the other family there is no such packet."""
 

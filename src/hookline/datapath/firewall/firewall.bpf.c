@@ -169,6 +169,7 @@ __noinline int decide(struct __sk_buff *skb, struct subject *subject)
 	} else {
 		/* Sent by the node itself, which always reaches its pods. */
 		subject->exempt = subject->direction == DIRECTION_INGRESS && !skb->ingress_ifindex;
+		subject->hairpin = skb->ingress_ifindex == skb->ifindex;
 	}
 
 	outcome.reason = reason_for(skb, subject, &outcome);

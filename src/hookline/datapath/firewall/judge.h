@@ -91,7 +91,9 @@ __noinline int judge(const struct subject *subject, __u32 direction, struct outc
 	if (!subject->host && remote) {
 		if (remote->identity == IDENTITY_NODE)
 			return POLICY_NODE;
-		if (remote->interface && remote->interface == subject->key.interface)
+		/* Anybody else who claims the address comes by another interface. */
+		if (remote->interface && remote->interface == subject->key.interface &&
+		    (subject->direction == DIRECTION_EGRESS || subject->hairpin))
 			return POLICY_SELF;
 	}
 

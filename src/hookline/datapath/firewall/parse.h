@@ -40,7 +40,9 @@ struct subject {
 	__u8 opens; /* asks for a connection: never a part of an earlier one in the other direction */
 	__u8 first_fragment; /* of several */
 	__u8 fragment_protocol;
-	__u8 exempt; /* sent by the node itself, or in its name */
+	__u8 exempt;  /* sent by the node itself, or in its name */
+	__u8 hairpin; /* came by the interface that it leaves by */
+	__u8 pad[3];
 };
 
 #define ICMP_ECHOREPLY	  0
