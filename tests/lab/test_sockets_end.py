@@ -431,3 +431,117 @@ def test_a_full_look_ends_nobody_whose_backend_is_there(place: Lab, node: Node) 
         other.repair()
         other.repair(full=True)
         assert [fate(one) for one in ours] == [0] * 8
+
+
+def _two_ports(place: Lab, *numbers: int, both: bool) -> list[Resource]:
+    """The shop's two TCP ports, 80 and 81, that lead to the same port of the backends; or the first alone."""
+    resources = _kubernetes(place, *numbers)
+    documents = [one.to_document() for one in resources]
+    if both:
+        documents[0]["spec"]["ports"].append({"name": "more", "port": 81, "protocol": "TCP"})
+        for one in documents[1:]:
+            one["ports"].append({"name": "more", "port": 8080, "protocol": "TCP"})
+    return [parse(one) for one in documents]
+
+
+@FAMILIES
+def test_a_port_that_is_removed_leaves_its_connections_to_the_backend(
+    place: Lab, shop: Node, version: int
+) -> None:
+    """They are neither ended at once nor by a later look, and end with the backend."""
+    shop.apply(_two_ports(place, 1, 2, both=True))
+    with connected(place, SERVICE[version], 81, "tcp", 12) as ours:
+        who = [ask(one) for one in ours]
+        assert set(who) == {"default/orders-1", "default/orders-2"}
+        fewer = _two_ports(place, 1, 2, both=False)
+        assert shop.plan(fewer).sockets_ended == 0
+        assert shop.apply(fewer).plan.sockets_ended == 0
+        threading.Event().wait(STRAYS_AFTER_S)
+        assert shop.repair().repairs == []
+        shop.repair(full=True)
+        with api.Node(shop.name) as other:
+            other.repair(full=True)
+        assert [fate(one) for one in ours] == [0] * 12
+        assert shop.apply(_two_ports(place, 2, both=False)).plan.sockets_ended == who.count(
+            "default/orders-1"
+        )
+        assert [bool(fate(one)) for one in ours] == [name == "default/orders-1" for name in who]
+
+
+def test_another_service_with_the_backend_does_not_keep_a_removed_ports_connections(
+    place: Lab, node: Node, shop: Node
+) -> None:
+    shop.apply([orders_elsewhere(place), *_two_ports(place, 1, both=True)])
+    with connected(place, SERVICE[4], 81, "tcp", 2) as ours:
+        shop.apply(_two_ports(place, 1, both=False))
+        assert [fate(one) for one in ours] == [0, 0]
+        shop.apply(_two_ports(place, 2, both=False))
+        assert all(fate(one) for one in ours)
+
+
+def orders_elsewhere(place: Lab) -> Resource:
+    return service("orders", ("10.96.77.1",), PORTS, backends=[{"address": backend_address(place, 1, 4)}])
+
+
+@FAMILIES
+def test_a_walk_that_fails_once_is_told_and_made_again(
+    place: Lab, node: Node, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    node.apply(orders(place, 1))
+    with connected(place, SERVICE[version], 80, "tcp") as (one,):
+        with monkeypatch.context() as broken:
+            broken.setattr(Records, "read", failing)
+            (warning,) = node.apply(orders(place, 2)).plan.warnings
+            assert "not ended" in warning
+            threading.Event().wait(STRAYS_AFTER_S)
+            # Also a look that nobody asked for says so, and does not give up.
+            (problem,) = node.repair().problems
+            assert "not ended" in problem
+        assert fate(one) == 0
+        threading.Event().wait(STRAYS_AFTER_S)
+        found = node.repair()
+        assert [repair.kind for repair in found.repairs] == ["socket"]
+        assert found.problems == []
+        assert fate(one) in ENDED
+
+
+def failing(records: Records) -> Any:
+    raise bpf.BpfError("the walk fails")
+
+
+def test_a_drains_end_that_ends_no_sockets_is_told(
+    place: Lab, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.apply(orders(place, 1, 2, drainSeconds=1))
+    with connected(place, SERVICE[4], 80, "tcp", 12) as ours:
+        who = [ask(one) for one in ours]
+        node.apply(orders(place, 2, drainSeconds=1))
+        deadline = node.expire()
+        assert deadline is not None
+        threading.Event().wait(deadline + 0.2)
+        with monkeypatch.context() as blind:
+            # As for one that may not look into processes (no CAP_SYS_PTRACE).
+            blind.setattr(net, "find", lambda namespace: None)
+            assert node.expire() is None
+            problems = node.repair().problems
+            assert len(problems) == 1
+            assert "not ended" in problems[0]
+        assert [fate(one) for one in ours] == [0] * 12
+        threading.Event().wait(STRAYS_AFTER_S)
+        node.repair()
+        assert [bool(fate(one)) for one in ours] == [name == "default/orders-1" for name in who]
+
+
+def test_a_record_that_was_torn_is_nobodys(place: Lab, node: Node) -> None:
+    """Its protocol is none that has backends: neither the counts nor a look for strays take it for a connection."""
+    node.apply(orders(place, 1))
+    with (
+        connected(place, SERVICE[4], 80, "tcp", 2) as ours,
+        bpf.Map.from_pin(node.name.pins / "maps" / "sockets") as sockets,
+    ):
+        torn = sockets[ours[0]].copy()
+        torn["protocol"] = 99
+        sockets[ours[0]] = torn
+        assert sum(node.sockets().values()) == 1
+        with Records(sockets) as records:
+            assert len(records.read()) == 1

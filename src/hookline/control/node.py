@@ -48,6 +48,7 @@ from hookline.control.serving import (
     end_sockets,
     indexes_of,
     inode_of,
+    not_ended,
     usage_of,
 )
 from hookline.control.state import STATE_FILE, Generation, State, Stored, locked, salvage
@@ -146,6 +147,9 @@ class Node:
         # Why the state was lost, as long as the kernel serves what no object wants; see recovery.
         self._lost = ""
         self._told = False
+        # Whose pools were that went while sockets still name them; and what nobody was told yet.
+        self._left: dict[int, str] = {}
+        self._untold: list[str] = []
         self._kernel: Serving | None = None
         self._policies = Policies(self.name)
 
@@ -399,7 +403,7 @@ class Node:
             pools = dict(self._pools)
             pools.update({name: self._living(name, now) for name in services})
             if kernel is None or not kernel.is_in_step(kernel.config):
-                self._carry_out(self._draft([], lived=services))
+                self._tell_later(self._carry_out(self._draft([], lived=services)).plan)
                 return
             old = {pool.key: pool for name in services for pool in self._pools.get(name, ())}
             wanted = [pool for name in services for pool in pools[name] if old.get(pool.key) != pool]
@@ -422,9 +426,16 @@ class Node:
             raise
         state.changed_elsewhere()
         kernel.watch.forget(pool.key for pool in change.pools)
+        self._remember_left(change)
         self._pools = pools
         kernel.doomed.update(retired)
-        self._end_sockets(Plan(), kernel, change)
+        plan = Plan()
+        self._end_sockets(plan, kernel, change)
+        self._tell_later(plan)
+
+    def _tell_later(self, plan: Plan) -> None:
+        """Keeps for the next `repair` which sockets were not ended: nobody sees this plan."""
+        self._untold += [warning for warning in not_ended(plan) if warning not in self._untold]
 
     # -- reading
 
@@ -1108,6 +1119,7 @@ class Node:
             self._stored[reference] = Stored(resource, source)
         for reference in draft.drop:
             del self._stored[reference]
+        self._remember_left(draft.change)
         self._catalogue, self._lives, self._pools = draft.catalogue, draft.lives, draft.pools
         self._hops = draft.hops
         self._policies.settle(draft.policies)
@@ -1161,7 +1173,10 @@ class Node:
             with self._remaining_sockets() as (sockets, gone):
                 detached = self._remove_kernel()
                 if sockets is not None:
-                    end_sockets(draft.plan, sockets, gone)
+                    try:
+                        end_sockets(draft.plan, sockets, gone)
+                    except bpf.BpfError as error:
+                        draft.plan.warnings.append(f"{NOT_ENDED}: {error}")
             return detached
         kernel = self._kernel
         if kernel is None:
@@ -1234,11 +1249,15 @@ class Node:
                 found = kernel.records.read()
                 rows = doomed | self._strays(found, kernel, self._pools, self._lives)
                 there = set(zip(found["backend"].tolist(), found["generation"].tolist(), strict=True))
+                ends = {row: place for row, place in rows.items() if row in there}
+                end_sockets(plan, sockets, ends)
             except bpf.BpfError as error:
-                if doomed:
-                    plan.warnings.append(f"{NOT_ENDED}: {error}")
+                plan.warnings.append(f"{NOT_ENDED}: {error}")
+                kernel.doomed = doomed  # with the next look
+                kernel.stray_look = time.monotonic() + STRAYS_AFTER_S
                 return
-            end_sockets(plan, sockets, {row: place for row, place in rows.items() if row in there})
+            if looks:  # else a program may still connect by the old tables
+                self._left = {key: self._left[key] for key in self._left.keys() & set(found["pool"].tolist())}
         if doomed or any(pool.gone_rows for pool in change.pools):
             # A program may have read the old table and not have connected yet.
             kernel.stray_look = time.monotonic() + STRAYS_AFTER_S
@@ -1249,7 +1268,19 @@ class Node:
         if self._lost:
             return {}  # it is not known who is wanted
         every = (pool for group in pools.values() for pool in group)
-        return strays(found, kernel.tables.backends, every, lives.drained(boottime()))
+
+        def services() -> dict[int, str]:
+            return self._left | {pool.key: name for name, group in self._pools.items() for pool in group}
+
+        return strays(found, kernel.tables.backends, every, lives.drained(boottime()), services)
+
+    def _remember_left(self, change: TableChange) -> None:
+        """Notes whose pools were that go; before the pools are exchanged."""
+        gone = {difference.key for difference in change.pools if difference.pool is None}
+        if gone:
+            self._left |= {
+                pool.key: name for name, group in self._pools.items() for pool in group if pool.key in gone
+            }
 
     def _activate(self, draft: Draft, kernel: Serving) -> tuple[list[Attachment], Serving]:
         """Attaches the programs; again, with other tunables, where a driver turns out to have no native XDP."""
@@ -1317,7 +1348,8 @@ class Node:
     # -- repairing
 
     def _repaired(self, full: bool) -> Repaired:
-        result = Repaired()
+        untold, self._untold = self._untold, []
+        result = Repaired(problems=untold)
         known = self._kernel
         damaged = (known is None and not self._policies.is_settled) or self._policies.needs_look
         if known is not None:
@@ -1336,7 +1368,7 @@ class Node:
             damaged = True
         if not (damaged or full):
             if known is not None:
-                result.repairs += self._late_strays(known)
+                self._late_strays(known, result)
             result.problems += [*forwarding_off(self._forwarded), *self._policies.problems]
             return result
         if known is not None:
@@ -1358,6 +1390,7 @@ class Node:
         if kernel is None and not draft.plan.detaches and draft.plan.policies is None:
             return result  # nothing is balanced, and nothing judged
         applied = self._carry_out(draft)
+        result.problems += not_ended(applied.plan)
         if not any(one.kind == "link" for one in result.repairs):
             result.repairs += [
                 Repair("link", f"{one.program}{' on ' * bool(one.interface)}{one.interface}: {one.change}")
@@ -1366,13 +1399,14 @@ class Node:
             ]
         return result
 
-    def _late_strays(self, kernel: Serving) -> list[Repair]:
+    def _late_strays(self, kernel: Serving, result: Repaired) -> None:
         """Ends what connected by the old tables while the last change was made."""
         plan = Plan()
         self._end_sockets(plan, kernel, TableChange())
-        if not plan.sockets_ended:
-            return []
-        return [Repair("socket", f"{plan.sockets_ended} connected while their backend was taken out")]
+        result.problems += plan.warnings
+        if plan.sockets_ended:
+            what = f"{plan.sockets_ended} connected while their backend was taken out"
+            result.repairs.append(Repair("socket", what))
 
     def _changed_attachments(self, kernel: Serving) -> list[Repair]:
         """What is not attached or pinned as it was left."""

@@ -102,16 +102,21 @@ def count_connected(
 
 
 def end_sockets(plan: Plan, sockets: bpf.Map, rows: Mapping[BackendRow, tuple[Address, int]]) -> None:
-    """Ends the sockets of these backends, and notes in the plan what became of them."""
+    """Ends the sockets of these backends, and notes in the plan what became of them.
+
+    Raises:
+        bpf.BpfError: The kernel refuses the walk over sockets.
+    """
     if not rows:
         return
-    try:
-        ended = destroy_sockets(sockets, rows)
-    except bpf.BpfError as error:
-        plan.warnings.append(f"{NOT_ENDED}: {error}")
-        return
+    ended = destroy_sockets(sockets, rows)
     plan.sockets_ended += ended.tcp + ended.udp
     plan.warnings.extend(f"{count} {NOT_ENDED}: {why}" for why, count in ended.left.items())
+
+
+def not_ended(plan: Plan) -> list[str]:
+    """What a plan says of sockets that should have ended and did not."""
+    return [warning for warning in plan.warnings if NOT_ENDED in warning]
 
 
 def inode_of(path: Path) -> int:

@@ -2,13 +2,14 @@
 
 A change ends the sockets of what it takes away. Some are missed: the process was killed in the middle, the state could not be
 written, the backend had got another row before (its way had changed), or a program connected by the old tables while they were
-exchanged. Their records name a row and a generation that are not there any more; what they asked for and where they are
-connected to tells whether they may stay.
+exchanged. Their records name a row and a generation that are not there any more; whose pool it was and where they are
+connected to tells whether they may stay. The rule is that of `tables.still_wanted`: they do as long as a pool of the same
+service has the backend, also where their own port is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -28,6 +29,7 @@ def strays(
     backends: NDArray[np.void],
     pools: Iterable[Pool],
     drained: Set[tuple[int, bytes, int]] = frozenset(),
+    services: Callable[[], Mapping[int, str]] = dict,
 ) -> dict[Row, tuple[Address, int]]:
     """Rows and generations whose sockets have no backend any more, with its address and port as they were.
 
@@ -38,29 +40,36 @@ def strays(
         backends: The rows of ``backends``, ``struct backend``, shape (m,).
         pools: What is wanted now, with the targets whose connections may stay for a while.
         drained: Pool, packed address and port of backends whose drain is over.
+        services: Gives whose pools were that are gone, by key. Of a pool that neither this nor ``pools`` has it is not known:
+            its sockets stay as long as any service has the backend.
     """
     found = found[~_at_home(found, backends)]
     if not len(found):
         return {}
     by_key: dict[int, Pool] = {}
-    by_frontend: dict[tuple[bytes, int, int], list[Pool]] = {}
+    by_backend: dict[tuple[bytes, int, int], list[Pool]] = {}
+    places = set(
+        zip((one.tobytes() for one in found["remote"]), found["remote_port"].byteswap().tolist(), strict=True)
+    )
     for pool in pools:
         by_key[pool.key] = pool
-        for frontend in pool.frontends:
-            place = packed(frontend.address), frontend.port, PROTOCOLS[frontend.protocol]
-            by_frontend.setdefault(place, []).append(pool)
+        for target in pool.targets:
+            place = packed(target.address), target.port
+            if place in places:
+                by_backend.setdefault((*place, PROTOCOLS[pool.protocol]), []).append(pool)
+    left = services()
     ends: dict[Row, tuple[Address, int]] = {}
     stay: set[Row] = set()
-    for one in np.unique(
-        found[["backend", "generation", "pool", "asked", "asked_port", "protocol", "remote", "remote_port"]]
-    ):
+    for one in np.unique(found[["backend", "generation", "pool", "protocol", "remote", "remote_port"]]):
         row = int(one["backend"]), int(one["generation"])
         address, port = one["remote"].tobytes(), int(one["remote_port"].byteswap())
         protocol = int(one["protocol"])
-        # The pool's own name changes with the service's or the port's; then it is what stands in its place.
+        among = by_backend.get((address, port, protocol), [])
         own = by_key.get(int(one["pool"]))
-        asked = one["asked"].tobytes(), int(one["asked_port"].byteswap()), protocol
-        among = [own] if own is not None else by_frontend.get(asked, [])
+        if own in among:
+            among = [own]
+        elif service := own.service if own is not None else left.get(int(one["pool"])):
+            among = [pool for pool in among if pool.service == service]
         if any(_wants(pool, address, port, drained) for pool in among):
             stay.add(row)
         else:

@@ -90,12 +90,7 @@ class Records:
         Raises:
             bpf.BpfError: The kernel refuses the walk.
         """
-        found: NDArray[np.void] = np.frombuffer(self._walk.read(), self._entry)
-        return found
-
-    def name(self, rows: Mapping[Row, tuple[Address, int]]) -> bool:
-        """Whether a socket is connected to one of these backends."""
-        return bool(len(_doomed(self.read(), rows)))
+        return _whole(self._walk.read(), self._entry)
 
 
 def live_sockets(sockets: bpf.Map) -> NDArray[np.void]:
@@ -181,8 +176,13 @@ def destroy_sockets(
 
 def _walk(obj: bpf.Object, sockets: bpf.Map) -> NDArray[np.void]:
     with obj.programs["list_sockets"].attach_iterator(map=sockets) as walk:
-        found: NDArray[np.void] = np.frombuffer(walk.read(), obj.btf.struct("live_socket"))
-    # A record may change while it is read: what is neither protocol's is no connection that a backend was given.
+        return _whole(walk.read(), obj.btf.struct("live_socket"))
+
+
+def _whole(raw: bytes, entry: np.dtype[np.void]) -> NDArray[np.void]:
+    """The records of a walk, without those that changed while they were read."""
+    found: NDArray[np.void] = np.frombuffer(raw, entry)
+    # What is neither protocol's is no connection that a backend was given.
     known: NDArray[np.void] = found[np.isin(found["protocol"], tuple(_PROGRAMS))]
     return known
 
