@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import product
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +33,7 @@ from hookline.policy._prefixes import PORT_BITS, port_prefixes
 from tests import policy_worlds as worlds
 from tests.policy_worlds import Address, netpol, pod
 
+Test = TypeVar("Test", bound=Callable[..., None])
 ANY, OWN_NODE, WORLD = 0, 2, 1
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
 QUESTIONS = [(protocol, port) for protocol in worlds.PROTOCOLS for port in worlds.PORTS] + [("ICMP", 0)]
@@ -201,11 +204,18 @@ random_changes = given(
     st.sampled_from((32, 32, 6)),
     some_questions,
 )
-quick, thorough = settings(max_examples=50, deadline=None), settings(max_examples=1500, deadline=None)
+quick, thorough = settings(max_examples=50, deadline=None), settings(max_examples=500, deadline=None)
+
+
+def slow(test: Test) -> Test:
+    marked: Test = pytest.mark.slow(pytest.mark.timeout(1200)(test))
+    return marked
+
+
 test_rows = quick(random_worlds(rows_say_what_the_evaluator_says))
 test_changes = quick(random_changes(a_change_leaves_what_a_fresh_compiler_makes))
-test_many_rows = pytest.mark.slow(thorough(random_worlds(rows_say_what_the_evaluator_says)))
-test_many_changes = pytest.mark.slow(thorough(random_changes(a_change_leaves_what_a_fresh_compiler_makes)))
+test_many_rows = slow(thorough(random_worlds(rows_say_what_the_evaluator_says)))
+test_many_changes = slow(thorough(random_changes(a_change_leaves_what_a_fresh_compiler_makes)))
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535))
