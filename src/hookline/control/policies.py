@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import socket
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class _Held:
     settled: bool = False
     looked_for_cut: bool = False
     next_look: int = 0
+    sums: tuple[int, ...] = ()  # of the rows when they were last found well
 
 
 class Policies:
@@ -123,7 +125,7 @@ class Policies:
         self.world = World.of(resources, node=self._name.node, names=names)
         place = self._name.netns
         if self._concerned(self.world) and (place is None or place.exists()):
-            with net.inside(place):
+            with suppress(net.NetworkError), net.inside(place):  # who may not look there may still read
                 self.world = self.world.changed((), (), addresses=net.own_addresses())
         self._numbers = RuleNumbers(numbers)
         self._compiler = Compiler(self._numbers)
@@ -612,14 +614,15 @@ class Policies:
             held.settled = False
         if held.generation != held.firewall.generation:
             repairs.append(Repair("rule", "the firewall's rows are of another generation"))
-        elif held.rows is not None:
+        elif held.rows is not None and (sums := _checksums(held.firewall)) != held.sums:
             found = held.firewall.rows()
+            held.sums = sums if found == held.rows else ()
             for name in BANKED:
                 mine, theirs = getattr(held.rows, name), getattr(found, name)
                 if mine != theirs:
                     lost, foreign = _count_differing(mine, theirs), _count_differing(theirs, mine)
                     repairs.append(Repair("rule", f"{name}: {lost} rows are missing, {foreign} are nobody's"))
-                    held.rows = found
+            held.rows = found
         return repairs
 
     # -- reading
@@ -723,6 +726,12 @@ class Policies:
             table = firewall.maps["tracked"]
             used = table.used or 0 if counted is None else counted.of(table)
             return found | {"firewall_tracked": Usage(used, table.max_entries)}
+
+
+def _checksums(firewall: Firewall) -> tuple[int, ...]:
+    """Of all rows, in the order in which the kernel has them: much quicker than a look at each."""
+    parts = (part for name in BANKED for part in firewall.maps[name].read())
+    return tuple(zlib.crc32(np.ascontiguousarray(part).view(np.uint8).data) for part in parts)
 
 
 def _nothing() -> None:
