@@ -32,7 +32,7 @@ FIRST, FIRST_6, SECOND = "192.0.2.10", "2001:db8::10", "192.0.2.20"
 ORDERS = service("orders", f'{FIRST}, "{FIRST_6}"')
 EMPTY = Path(api.__file__).parent / "bench" / "empty.bpf.o"
 KILLS = 12
-CURL = ("curl", "--silent", "--output", "/dev/null", "--max-time", "30")
+CURL = ("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "30")
 
 
 @pytest.fixture(scope="module")
@@ -871,10 +871,14 @@ def test_prometheus_scrapes_it_each_second_whatever_is_done(stopped: AgentProces
     with locked(agent.name.state_dir):
         agent.write(service("second", "192.0.2.61"), "second.yaml")
         time.sleep(0.5)
-        waiting = [subprocess.Popen([*CURL, f"http://127.0.0.1:{port}/metrics"]) for _ in range(3)]
+        waiting = [
+            subprocess.Popen([*CURL, f"http://127.0.0.1:{port}/metrics"], stdout=subprocess.PIPE)
+            for _ in range(3)
+        ]
         asking = [
             subprocess.Popen(
-                [*CURL, "--unix-socket", str(agent.name.agent_socket), "http://agent/v1/services"]
+                [*CURL, "--unix-socket", str(agent.name.agent_socket), "http://agent/v1/services"],
+                stdout=subprocess.PIPE,
             )
             for _ in range(3)
         ]
@@ -882,6 +886,7 @@ def test_prometheus_scrapes_it_each_second_whatever_is_done(stopped: AgentProces
         assert agent.process is not None
         agent.process.send_signal(signal.SIGTERM)
         for one in (*waiting, *asking):
-            one.wait(PATIENCE_S)
+            status, _ = one.communicate(timeout=PATIENCE_S)
+            assert (one.returncode, status) in {(0, b"200"), (0, b"503")}, one.args
     assert agent.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in agent.log.read_text()

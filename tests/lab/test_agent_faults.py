@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.lab.conftest import lab_with, pod
 FIRST, SECOND = "192.0.2.10", "192.0.2.20"
 FAULTY = """
 import sys
-from hookline import cli
+from hookline import cli, errors
 from hookline.{module} import {owner}
 
 real, left = {owner}.{method}, {times}
@@ -30,7 +31,7 @@ def faulty(self, *arguments, **options):
     global left
     if left and ({when}):
         left -= 1
-        raise ZeroDivisionError("put here by a test")
+        raise {error}("put here by a test")
     return real(self, *arguments, **options)
 
 {owner}.{method} = faulty
@@ -57,9 +58,16 @@ def stopped(fault_lab: Lab, tmp_path: Path) -> Iterator[AgentProcess]:
     agent.clear()
 
 
-def with_fault(agent: AgentProcess, owner: str, method: str, times: int = 3, when: str = "True") -> None:
+def with_fault(
+    agent: AgentProcess,
+    owner: str,
+    method: str,
+    times: int = 3,
+    when: str = "True",
+    error: str = "ZeroDivisionError",
+) -> None:
     module, _, name = owner.rpartition(".")
-    code = FAULTY.format(module=module, owner=name, method=method, times=times, when=when)
+    code = FAULTY.format(module=module, owner=name, method=method, times=times, when=when, error=error)
     agent.program = (sys.executable, "-c", code)
 
 
@@ -73,6 +81,9 @@ def with_fault(agent: AgentProcess, owner: str, method: str, times: int = 3, whe
         ("kernel", "control.Node", "repair"),
         ("kernel", "net.Monitor", "read"),
         ("drains", "control.Node", "expire"),
+        ("start", "control.Node", "recover"),
+        ("start", "control.Node", "attachments"),
+        ("start", "agent._run.Agent", "_begin_checks"),
     ],
 )
 def test_no_fault_ends_the_agent(stopped: AgentProcess, part: str, owner: str, method: str) -> None:
@@ -97,6 +108,20 @@ def test_no_fault_ends_the_agent(stopped: AgentProcess, part: str, owner: str, m
     assert delays == sorted(set(delays)), "each time it waits longer"
     assert agent.process.poll() is None
     assert agent.end() == 0
+
+
+def test_a_full_check_that_fails_is_made_again(stopped: AgentProcess) -> None:
+    """A cheap one that finds nothing must not take its problem for gone."""
+    with_fault(stopped, "control.Node", "repair", when="options.get('full')", error="errors.HooklineError")
+    agent = stopped.start()
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGHUP)
+    until("each is counted", lambda: agent.metric('hookline_agent_checks_total{result="failed"}') == 3)
+    until("it is well", lambda: agent.health()["status"] == "ok")
+    assert [one["event"] for one in agent.events() if "put here" in str(one.get("problem"))] == [
+        "problem",
+        "problem is gone",
+    ]
 
 
 def neighbour(agent: AgentProcess) -> None:
@@ -234,9 +259,13 @@ def test_nonsense_is_never_a_fault_of_the_agent(asked: AgentProcess) -> None:
         with socket.socket(socket.AF_UNIX) as one:
             one.settimeout(PATIENCE_S)
             one.connect(str(asked.name.agent_socket))
+            said = b""
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 one.sendall(raw)
                 one.shutdown(socket.SHUT_WR)
-                assert b" 500 " not in one.recv(100)
+                said = one.recv(100)
+            status = said.removeprefix(b"HTTP/1.1 ")[:3]
+            assert said.startswith(b"HTTP/1.1 "), raw[:80]
+            assert b"400" <= status < b"500", (raw[:80], said)
     assert asked.health()["status"] == "ok"
     assert not asked.said("request failed")

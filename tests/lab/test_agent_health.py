@@ -146,6 +146,7 @@ def test_a_step_of_the_wall_clock_changes_nothing(place: Lab, agent: AgentProces
             until("w2 is down", lambda: backends(place)["w2"] == {"down"})
             servers["w2"] = Server(place, "w2")
             until("w2 is back", lambda: backends(place)["w2"] == {"active"})
+            assert backends(place) == {"w1": {"draining"}, "w2": {"active"}}, f"after {step}"
         days = {event["time"][:10] for event in agent.events()}
         assert len(days) == 3, f"the agent did not see the clock step: {days}"
     finally:

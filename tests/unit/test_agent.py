@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import logging
 import os
+import queue
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hookline import agent as package
-from hookline.agent import _logs, _unit
-from hookline.agent._errors import AgentError, from_wire, http_status, to_wire
+from hookline.agent import _client, _logs, _unit
+from hookline.agent._errors import AgentError, AgentHangs, from_wire, http_status, to_wire
 from hookline.agent._files import Files, Watcher
 from hookline.agent._lock import sole_agent
 from hookline.agent._notify import notify, watchdog_seconds
-from hookline.control import Conflict, NotThere
+from hookline.agent._worker import Worker
+from hookline.control import Conflict, Node, NotThere
 from hookline.errors import HooklineError
 from hookline.model import names
 from hookline.model.names import NodeName
@@ -203,3 +210,62 @@ def test_a_command_without_an_agent_loads_no_client() -> None:
         "print([m for m in ('httpx', 'starlette', 'uvicorn', 'prometheus_client', 'inotify_simple') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+# -- its thread, and who asks
+
+
+def test_the_thread_takes_what_is_being_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing looks into the queue while the thread empties it."""
+    release = threading.Event()
+
+    class Queue(queue.PriorityQueue[Any]):
+        def empty(self) -> bool:
+            found = super().empty()
+            release.set()
+            while not super().empty():
+                time.sleep(0.001)
+            return found
+
+    async def close() -> None:
+        worker = Worker(lambda: Node(NodeName()))
+        busy = worker.submit(lambda _: release.wait())
+        while not busy.running():
+            await asyncio.sleep(0.001)
+        waiting = worker.submit(lambda _: None)
+        asyncio.get_running_loop().call_later(0.1, release.set)
+        await worker.close()
+        assert busy.result() is True
+        assert waiting.done()
+
+    monkeypatch.setattr(queue, "PriorityQueue", Queue)
+    asyncio.run(close())
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """An agent's socket that has one in its queue, and no room for more."""
+    monkeypatch.setattr(names, "RUN", tmp_path)
+    path = NodeName().agent_socket
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        yield listener
+
+
+def test_a_queue_that_is_full_for_a_moment_is_waited_for(full: socket.socket) -> None:
+    taken: list[socket.socket] = []
+    timer = threading.Timer(0.3, lambda: taken.append(full.accept()[0]))
+    timer.start()
+    assert _client._is_served(NodeName(), time.monotonic() + 30)
+    timer.join()
+    taken[0].close()
+
+
+def test_a_queue_that_stays_full_is_an_agent_that_hangs(full: socket.socket) -> None:
+    deadline = time.monotonic() + 0.2
+    with pytest.raises(AgentHangs):
+        _client._is_served(NodeName(), deadline)
+    assert time.monotonic() >= deadline

@@ -291,3 +291,24 @@ def test_a_single_file_whose_folder_is_gone_stays(tmp_path: Path) -> None:
     path.parent.mkdir()
     looks(files, node)
     assert node.names == set(), "its folder is there, and it is not"
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_gone(
+    files: Files,
+    node: Recorder,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = folder / "a.yaml"
+    is_written = _files._is_written
+
+    def too_late(name: str) -> bool:
+        path.unlink()
+        return is_written(name)
+
+    monkeypatch.setattr(_files, "_is_written", too_late)
+    files.bring(node, {str(path)})  # type: ignore[arg-type]
+    assert node.names == {"three"}
+    assert not files.problems()
+    assert "file refused" not in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ PathLike = str | os.PathLike[str]
 # Whether it lives is said by the loop that serves, whatever else it does: one that takes longer for that than a person
 # waits gladly hangs. A change is worth more patience, as it is refused then; what was asked for may take its time.
 _LIVES_S, _LIVES_FOR_CHANGE_S, _ANSWER_S = 2.0, 5.0, 600.0
+_AGAIN_S = 0.02
 
 
 class RemoteNode:
@@ -187,21 +189,32 @@ def _source(resource: Resource) -> str:
     return path if path == STANDARD_INPUT else os.path.abspath(path)
 
 
-def _is_served(name: NodeName, patience_s: float) -> bool:
+def _is_served(name: NodeName, deadline: float) -> bool:
     """Whether anybody listens; an agent that was killed leaves its socket. httpx would leave one open that finds nobody.
+
+    Args:
+        name: The node.
+        deadline: Until when to be patient, by the monotonic clock.
 
     Raises:
         AgentHangs: Somebody listens, and takes no more connections.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as attempt:
-        attempt.settimeout(patience_s)
-        try:
-            attempt.connect(str(name.agent_socket))
-        except (TimeoutError, BlockingIOError) as error:  # those who wait to be accepted fill the queue
-            raise _hangs(name, error) from error
-        except OSError:
-            return False
-    return True
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as attempt:
+            attempt.settimeout(max(deadline - time.monotonic(), _AGAIN_S))
+            try:
+                attempt.connect(str(name.agent_socket))
+            except TimeoutError as error:
+                raise _hangs(name, error) from error
+            except BlockingIOError as error:
+                # Those who wait to be accepted fill the queue. With a timeout the kernel says so at once (unix(7), EAGAIN).
+                if time.monotonic() >= deadline:
+                    raise _hangs(name, error) from error
+            except OSError:
+                return False
+            else:
+                return True
+        time.sleep(_AGAIN_S)
 
 
 def _hangs(name: NodeName, error: Exception) -> AgentHangs:
@@ -227,7 +240,8 @@ def connect(name: NodeName, *, reading: bool = False) -> RemoteNode | None:
     import hookline
 
     patience_s = _LIVES_S if reading else _LIVES_FOR_CHANGE_S
-    if not _is_served(name, patience_s):
+    deadline = time.monotonic() + patience_s
+    if not _is_served(name, deadline):
         return None
     client = httpx.Client(
         transport=httpx.HTTPTransport(uds=str(name.agent_socket)),
@@ -235,7 +249,18 @@ def connect(name: NodeName, *, reading: bool = False) -> RemoteNode | None:
         timeout=httpx.Timeout(_ANSWER_S, connect=patience_s),
     )
     try:
-        health = client.get("/v1/health", timeout=patience_s).json()
+        health = None
+        while health is None:
+            try:
+                health = client.get("/v1/health", timeout=patience_s).json()
+            except httpx.ConnectError as error:
+                # The queue is full again, or the agent has ended since.
+                if time.monotonic() >= deadline:
+                    raise httpx.ConnectTimeout(str(error)) from error
+                time.sleep(_AGAIN_S)
+                if not _is_served(name, deadline):
+                    client.close()
+                    return None
     except httpx.TimeoutException as error:
         client.close()
         raise _hangs(name, error) from error

@@ -281,9 +281,16 @@ class Files:
                     found = files.read(path, may_be_empty=path not in self.single)
                 except Exception as error:
                     found = error
-                if _signature(path) != signature:
+                after = _signature(path)
+                if after is None:
+                    yield from self._gone(path)
+                    continue
+                if after != signature:
                     self._await(path)
                     continue
+            except (FileNotFoundError, NotADirectoryError):  # it went after the first look
+                yield from self._gone(path)
+                continue
             except OSError as error:
                 known.waiting = False
                 self._refuse(path, unreadable(path, error), result)

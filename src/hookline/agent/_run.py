@@ -131,6 +131,7 @@ class Agent:
         self._health = HealthSupervisor(self._report_health, namespace=name.netns)
         self._checked: Mapping[str, Sequence[Pool]] | None = None
         self._told: set[asyncio.Task[None]] = set()
+        self._to_start: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._later: dict[int, asyncio.TimerHandle] = {}
         self._connections, self._tracked = Counted(), Counted()
         self._looking: asyncio.Task[None] | None = None
@@ -460,7 +461,7 @@ class Agent:
             self.failure = error
             self.stopping.set()
         except HooklineError:
-            pass  # said already; the next look tries again
+            self._full_check = full or self._full_check  # said already; the next look tries the same again
         except Exception:
             self._full_check = full or self._full_check
             self._look_at_kernel.set()
@@ -597,6 +598,7 @@ class Agent:
             async with self._watched() as watcher:
                 await self._start()
                 tasks = [
+                    self._keep_on("start", self._follow_start),
                     self._keep_on("kernel", self._follow_kernel),
                     self._keep_on("drains", self._follow_drains),
                 ]
@@ -616,19 +618,11 @@ class Agent:
             raise self.failure
 
     async def _start(self) -> None:
-        """The files, then what somebody else changed while no agent was there. Only a node that is not there ends it."""
-        state = await self.worker.call(lambda node: node.recover())
-        if not state.healthy:
-            log.warning(
-                "the wanted state was lost, or a part of it; what the kernel serves goes on",
-                extra=fields(
-                    why=state.lost,
-                    kept_at=str(state.kept_at or ""),
-                    taken_over=len(state.restored),
-                    lost=list(state.unreadable),
-                    unclaimed=[str(one) for one in state.unclaimed],
-                ),
-            )
+        """The state and the files, then what somebody else changed while no agent was there.
+
+        Only a node that is not there ends the agent. What fails is tried again once it serves.
+        """
+        await self._first(self._recover)
         if self.files:
             try:
                 await self.bring_files()
@@ -642,9 +636,46 @@ class Agent:
             pass  # said already
         except Exception as error:
             self._note_fault("kernel", error)
-        await self.worker.call(_found)
-        await self.worker.call(self._begin_checks)
+        await self._first(self._say_found)
+        await self._first(self._start_checks)
         _settle_memory()
+
+    async def _first(self, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Takes a step of the start, or leaves it to `_follow_start`."""
+        try:
+            await step()
+        except NotThere:
+            raise
+        except Exception as error:
+            self._note_fault("start", error)
+            self._to_start.append(step)
+
+    async def _follow_start(self) -> None:
+        """Takes the steps that failed at the start, in order."""
+        while self._to_start:
+            await self._to_start[0]()
+            del self._to_start[0]
+        await self.stopping.wait()
+
+    async def _say_found(self) -> None:
+        await self.worker.call(_found)
+
+    async def _start_checks(self) -> None:
+        await self.worker.call(self._begin_checks)
+
+    async def _recover(self) -> None:
+        state = await self.worker.call(lambda node: node.recover())
+        if not state.healthy:
+            log.warning(
+                "the wanted state was lost, or a part of it; what the kernel serves goes on",
+                extra=fields(
+                    why=state.lost,
+                    kept_at=str(state.kept_at or ""),
+                    taken_over=len(state.restored),
+                    lost=list(state.unreadable),
+                    unclaimed=[str(one) for one in state.unclaimed],
+                ),
+            )
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[Watcher | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 import threading
@@ -93,8 +94,9 @@ class Worker:
         with self._lock:
             self._closed = True
             waiting = []
-            while not self._queue.empty():
-                waiting.append(self._queue.get_nowait()[2])
+            with contextlib.suppress(queue.Empty):  # the thread takes some of them meanwhile
+                while True:
+                    waiting.append(self._queue.get_nowait()[2])
             self._queue.put((0.0, next(self._numbers), None, lambda _: None))
         for one in waiting:
             if one is not None and one.set_running_or_notify_cancel():
