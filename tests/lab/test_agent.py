@@ -126,6 +126,10 @@ def test_a_folder_that_is_unmounted_removes_nothing(stopped: AgentProcess) -> No
         assert agent.health()["status"] == "degraded"
         time.sleep(2)  # several looks
         assert agent.answers(FIRST)
+        agent.end()
+        agent.start()
+        assert agent.answers(FIRST), "nor does one that starts without it"
+        assert agent.metric('hookline_agent_problems{kind="folder"}') == 1
         subprocess.run(["mount", "-t", "tmpfs", "hookline-test", str(stopped.folder)], check=True)
         mounted = True
         agent.write(service("second", SECOND), "second.yaml")

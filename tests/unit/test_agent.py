@@ -204,6 +204,16 @@ def test_the_unit_is_shipped_and_starts_this_command() -> None:
     assert Path(start.removeprefix("ExecStart=").split()[0]).is_absolute()
 
 
+def test_the_unit_waits_for_the_mounts_of_what_it_watches() -> None:
+    for options, expected in (
+        ([], "/etc/hookline"),
+        (["--file", "/srv/a", "--metrics", "[::1]:9", "--file", "/srv/50% b"], '/srv/a "/srv/50%% b"'),
+        (["--metrics", "[::1]:9"], ""),
+    ):
+        found = [line for line in _unit.unit_text(options).splitlines() if line.startswith("RequiresMounts")]
+        assert found == [f"RequiresMountsFor={expected}"]
+
+
 def test_a_command_without_an_agent_loads_no_client() -> None:
     code = (
         "import sys\nfrom hookline.cli import objects, agent\nimport hookline.agent\nimport hookline.api\n"

@@ -14,6 +14,7 @@ import pytest
 
 from hookline.agent import _files
 from hookline.agent._files import Files, Watcher
+from hookline.errors import HooklineError
 from hookline.sources import files as loader
 
 SETTLED_S = 0.2
@@ -41,8 +42,19 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
+        self.folders: dict[str, str] = {}
+        self.refuses: Callable[[list[Any]], bool] = lambda resources: False
+
+    def watched_folders(self) -> dict[str, str]:
+        used = {os.path.dirname(source) for source in self.sources.values()}
+        return {folder: where for folder, where in self.folders.items() if folder in used}
+
+    def note_watched_folders(self, folders: dict[str, str]) -> None:
+        self.folders |= folders
 
     def apply(self, resources: list[Any], *, prune: Any) -> Applied:
+        if self.refuses(resources):
+            raise HooklineError("refused by a test")
         self.sources = {name: source for name, source in self.sources.items() if source not in prune}
         self.sources |= {one.metadata.name: one.origin.path for one in resources}
         return Applied()
@@ -312,3 +324,105 @@ def test_a_file_that_goes_while_it_is_looked_at_is_gone(
     assert node.names == {"three"}
     assert not files.problems()
     assert "file refused" not in caplog.text
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_refused_lease_is_a_writer_on_local_file_systems_only(
+    files: Files, node: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    """As on NFS, which refuses leases for want of a delegation: the folder's own file system is taken for another kind."""
+    if not local:
+        monkeypatch.setattr(_files, "_LOCAL", {})
+    with (folder / "a.yaml").open("w") as half:
+        half.write(text("one", "four"))
+        half.flush()
+        looks(files, node)
+        assert node.names == ({"one", "two", "three"} if local else {"one", "four", "three"})
+
+
+def test_a_file_that_nobody_closes_is_said_and_then_read(folder: Path) -> None:
+    files, node = Files([str(folder)], SETTLED_S, written_s=4 * SETTLED_S), Recorder()
+    files.bring(node)  # type: ignore[arg-type]
+    path = folder / "a.yaml"
+    with path.open("w") as never:
+        for number in range(1000):
+            never.write(f"# {number}\n")
+            never.flush()
+            look(files, node)
+            files.bring(node, {str(path)})  # type: ignore[arg-type]
+            if files.problems():
+                break
+            time.sleep(0.02)
+        assert "open for writing" in files.problems()[str(path)].what
+        assert node.names == {"one", "two", "three"}, "it changes from look to look"
+        never.write(text("four"))
+        never.flush()
+        looks(files, node)
+        assert node.names == {"four", "three"}
+        assert not files.problems()
+        assert not files.known[str(path)].waiting
+
+
+def test_a_writer_that_is_done_is_noticed_without_a_look(files: Files, node: Recorder, folder: Path) -> None:
+    path = folder / "a.yaml"
+    with path.open("w") as half:
+        half.write(text("four"))
+        half.flush()
+        files.bring(node, {str(path)})  # type: ignore[arg-type]
+        first = files.next_try_s()
+        assert first is not None
+        assert first <= 0.01
+        time.sleep(first)
+        assert files.due() == {str(path)}
+        files.bring(node, files.due())  # type: ignore[arg-type]
+        assert files.known[str(path)].delay_s == 0.02
+    time.sleep(files.next_try_s() or 0)
+    files.bring(node, files.due())  # type: ignore[arg-type]
+    assert node.names == {"four", "three"}
+    assert files.next_try_s() is None
+
+
+@pytest.mark.parametrize("left", ["one is refused", "none is left"])
+def test_what_went_while_no_agent_was_there_is_removed_in_the_end(
+    files: Files, node: Recorder, folder: Path, left: str
+) -> None:
+    """Though another file is refused, and removing fails at first."""
+    (folder / "a.yaml").unlink()
+    if left == "none is left":
+        (folder / "b.yaml").unlink()
+    else:
+        (folder / "c.yaml").write_text(text("poison"))
+    again = Files([str(folder)], SETTLED_S)
+    node.refuses = lambda resources: not resources or any(r.metadata.name == "poison" for r in resources)
+    again.bring(node)  # type: ignore[arg-type]
+    assert node.names == {"one", "two", "three"}
+    assert again.is_due
+    assert again.stale is not None, "it is said"
+    node.refuses = lambda resources: any(r.metadata.name == "poison" for r in resources)
+    again.bring(node, set())  # type: ignore[arg-type]
+    assert node.names == (set() if left == "none is left" else {"three"})
+    assert again.stale is None
+    assert not again.is_due
+
+
+def test_a_start_over_a_folder_that_is_not_mounted_removes_nothing(
+    files: Files, node: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "_file_system", lambda folder: "another")
+        for name in ("a.yaml", "b.yaml"):
+            (folder / name).rename(folder / f"{name}.elsewhere")
+        again = Files([str(folder)], SETTLED_S)
+        again.bring(node)  # type: ignore[arg-type]
+        looks(again, node)
+        assert node.names == {"one", "two", "three"}
+        assert set(again.lost) == {str(folder)}
+        (folder / "d.yaml").write_text(text("four"))
+        looks(again, node)
+        again.bring(node, set())  # type: ignore[arg-type]
+        assert node.names == {"four"}, "files are there: this is the folder now"
+        assert not again.lost
+    last = Files([str(folder)], SETTLED_S)
+    (folder / "d.yaml").unlink()
+    last.bring(node)  # type: ignore[arg-type]
+    assert node.names == {"four"}, "it is gone with the other file system"

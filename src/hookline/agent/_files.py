@@ -9,6 +9,7 @@ away. Gone is what the kernel says is not there: a file that cannot be looked at
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -41,7 +42,26 @@ GONE = flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED | flags.UNMOUNT
 Signature = tuple[int, int, int, int]
 SETTLED_S = 2.0
 """A file that no message told of is read when it was the same for so long, in two looks at least."""
+WRITTEN_S = 10.0
+"""A file that is open for writing for so long is a problem; then it is read once two looks found it the same."""
+AGAIN_FIRST_S, AGAIN_LONGEST_S = 0.01, 10.0
+"""When a file that is being written is tried again, twice as long each time; a look finds what takes longer."""
 _TRIES, _TRY_EVERY_S = 3, 0.001
+_LOCAL = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0x01021994: "tmpfs",
+    0x858458F6: "ramfs",
+    0x794C7630: "overlay",
+    0xF2F52010: "f2fs",
+    0x2FC12FC1: "zfs",
+    0xCA451A4E: "bcachefs",
+    0x4D44: "vfat",
+    0x2011BAB0: "exfat",
+    0x3153464A: "jfs",
+}
+"""File systems whose every writer the kernel knows (statfs(2))."""
 
 
 @dataclass(slots=True)
@@ -52,12 +72,23 @@ class WatchedFile:
         references: The objects that it described when it was last good.
         problem: Why it is not in force as it is now; None where it is.
         waiting: It is being written, and is read when it is whole.
+        since: Since when it waits, by the monotonic clock.
+        overdue: It waits for so long that this was said.
+        delay_s: After which it is tried again, at `again_at`.
     """
 
     signature: Signature | None = None
     references: frozenset[str] = frozenset()
     problem: HooklineError | None = None
     waiting: bool = False
+    since: float = 0.0
+    overdue: bool = False
+    delay_s: float = 0.0
+    again_at: float = 0.0
+
+    def done(self) -> None:
+        """It waits no more."""
+        self.waiting = self.overdue = False
 
 
 @dataclass(slots=True)
@@ -80,9 +111,13 @@ class Files:
         awaited: Files whose names were taken away: what is there again is read when it was written and closed.
         unsettled: Whether the last look found files that are different and are to be looked at once more.
         lost: Why nothing can be said of a folder's files; what they said stays.
+        stale: Why objects of files that went while no agent was there are not removed yet.
+        written_s: How long a file may be open for writing until that is a problem.
     """
 
-    def __init__(self, paths: Iterable[str], settled_s: float = SETTLED_S) -> None:
+    def __init__(
+        self, paths: Iterable[str], settled_s: float = SETTLED_S, written_s: float = WRITTEN_S
+    ) -> None:
         given = list(dict.fromkeys(paths))
         self.folders = tuple(os.path.abspath(p) for p in given if os.path.isdir(p) or p.endswith("/"))
         self.single = tuple(os.path.abspath(p) for p in given if os.path.abspath(p) not in self.folders)
@@ -90,10 +125,14 @@ class Files:
         self.awaited: set[str] = set()
         self.unsettled = False
         self.lost: dict[str, str] = {}
-        self.settled_s = settled_s
+        self.stale: HooklineError | None = None
+        self.settled_s, self.written_s = settled_s, written_s
+        self._settled: set[str] = set()
         self._owners: dict[str, str] = {}
         self._seen: dict[str, tuple[Signature, float]] = {}
-        self._devices: dict[str, int] = {}
+        self._devices: dict[str, str] = {}
+        self._noted: dict[str, str] | None = None
+        self._uncovered = {*self.folders, *map(os.path.dirname, self.single)}
         self.look_at_folders()
 
     def __bool__(self) -> bool:
@@ -122,7 +161,7 @@ class Files:
         lost = {}
         for folder in (*self.folders, *{os.path.dirname(path) for path in self.single}):
             try:
-                device = os.stat(folder).st_dev
+                device = _file_system(folder)
                 empty = not any(self.counts(os.path.join(folder, name)) for name in os.listdir(folder))
             except OSError as error:
                 lost[folder] = (error.strerror or str(error)).lower()
@@ -155,6 +194,7 @@ class Files:
         found = set()
         self.unsettled = False
         seen, self._seen = self._seen, {}
+        self._settled = set()
         for path in now:
             try:
                 signature = _signature(path)
@@ -164,6 +204,8 @@ class Files:
             known = self.known.get(path)
             if signature is None:
                 continue
+            if known is not None and known.waiting:
+                self._say_overdue(path)
             if known is not None and not known.waiting and known.signature == signature:
                 if known.problem is not None:
                     found.add(path)
@@ -173,6 +215,7 @@ class Files:
             since = since if before == signature else at
             if (links and os.path.islink(path)) or (before == signature and at - since >= self.settled_s):
                 self.awaited.discard(path)
+                self._settled.add(path)
                 found.add(path)
             else:
                 self.unsettled = True
@@ -181,7 +224,27 @@ class Files:
             path for path in self.known if path not in now and os.path.dirname(path) not in self.lost
         }
 
+    def due(self) -> set[str]:
+        """Files that were being written and are to be tried again now."""
+        now = time.monotonic()
+        return {path for path, at in self._tries() if at <= now}
+
+    def next_try_s(self) -> float | None:
+        """When one of them is, from now; None where none waits for that."""
+        first = min((at for _, at in self._tries()), default=None)
+        return None if first is None else max(first - time.monotonic(), 0.0)
+
+    def _tries(self) -> Iterator[tuple[str, float]]:
+        for path, known in list(self.known.items()):
+            if known.waiting and known.delay_s <= AGAIN_LONGEST_S and path not in self.awaited:
+                yield path, known.again_at
+
     # -- bringing
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is left to do, even where no file changed."""
+        return bool(self._uncovered - self.lost.keys())
 
     def bring(self, node: Node, changed: Iterable[str] | None = None) -> Brought:
         """Reads these files, all of them with None, and has the node follow. Errors are kept with the file and logged."""
@@ -193,7 +256,9 @@ class Files:
             for path, known in self.known.items()
             if known.problem is not None and _is_as_read(path, known)
         }
+        self._remember(node)
         if whole:
+            self._uncovered = {*self.folders, *map(os.path.dirname, self.single)}
             self.look_at_folders()
             self.awaited.clear()
         result = Brought()
@@ -208,10 +273,20 @@ class Files:
             covered = Covered(frozenset((*self.single, *read)), folders, frozenset(unread))
         else:
             covered = Covered(frozenset(read))
-        if not read and not whole:
-            return result
+        if read:
+            self._bring_together(node, read, covered, result, whole=whole)
+        if self.is_due:
+            self._cover(node, result)
+        self._note(node)
+        return result
+
+    def _bring_together(
+        self, node: Node, read: dict[str, list[Resource]], covered: Covered, result: Brought, *, whole: bool
+    ) -> None:
         try:
             result.applied.append(self._apply(node, read, covered))
+            if whole:
+                self._uncovered &= self.lost.keys()
         except Exception as error:
             if len(read) == 1:
                 self._refuse(next(iter(read)), error, result)
@@ -220,7 +295,51 @@ class Files:
                 if not isinstance(error, HooklineError):
                     _log_fault(error, f"{len(read)} files", result)
                 self._bring_singly(node, read, result)
-        return result
+
+    def _cover(self, node: Node, result: Brought) -> None:
+        """Removes what files described that nobody saw go, after whatever became of the others."""
+        kept = frozenset((*self.known, *self.there()))
+        folders = frozenset(folder for folder in self.folders if folder not in self.lost)
+        single = frozenset(path for path in self.single if os.path.dirname(path) not in self.lost)
+        try:
+            result.applied.append(self._apply(node, {}, Covered(single, folders, kept)))
+        except Exception as error:
+            said = error
+            if not isinstance(said, HooklineError):
+                _log_fault(said, "those that are gone", result)
+                said = unexpected(said)
+            if self.stale is None or self.stale.as_dict() != said.as_dict():
+                log.error(
+                    "what files that are gone described is not removed yet",
+                    extra=fields(**error_fields(said)),
+                )
+            self.stale = said
+            return
+        if self.stale is not None:
+            log.info("what files that are gone described is removed")
+        self.stale = None
+        self._uncovered &= self.lost.keys()
+
+    def _remember(self, node: Node) -> None:
+        """Takes up where the folders were when what they say was applied, maybe by an agent before this one."""
+        if self._noted is None:
+            self._noted = node.watched_folders()
+            self._devices |= {
+                folder: there for folder, there in self._noted.items() if folder in self._devices
+            }
+            self.look_at_folders()
+
+    def _note(self, node: Node) -> None:
+        there = {folder: one for folder, one in self._devices.items() if folder not in self.lost}
+        noted = self._noted or {}
+        if {folder: noted.get(folder) for folder in there} == there:
+            return
+        try:
+            node.note_watched_folders(there)
+        except HooklineError as error:  # the next time does
+            log.warning("where the folders are is not noted", extra=fields(**error_fields(error)))
+        else:
+            self._noted = noted | there
 
     def _bring_singly(self, node: Node, read: dict[str, list[Resource]], result: Brought) -> None:
         """One of them is refused: the others are not to wait for it."""
@@ -250,7 +369,13 @@ class Files:
             for action in ("create", "change", "remove")
         }
         if any(counts.values()) or applied.plan.changes:
-            shown = next(iter(read)) if len(read) == 1 else f"{len(read)} files"
+            shown = (
+                next(iter(read))
+                if len(read) == 1
+                else f"{len(read)} files"
+                if read
+                else "those that are gone"
+            )
             log.info(
                 "files applied",
                 extra=fields(
@@ -275,7 +400,8 @@ class Files:
                     continue
                 if path in self.awaited or _is_written_still(path):
                     self._await(path)
-                    continue
+                    if not (known.overdue and path in self._settled and self._seen[path][0] == signature):
+                        continue
                 found: list[Resource] | Exception
                 try:
                     found = files.read(path, may_be_empty=path not in self.single)
@@ -292,10 +418,11 @@ class Files:
                 yield from self._gone(path)
                 continue
             except OSError as error:
-                known.waiting = False
+                known.done()
                 self._refuse(path, unreadable(path, error), result)
                 continue
-            known.signature, known.waiting = signature, False
+            known.signature = signature
+            known.done()
             if isinstance(found, Exception):
                 self._refuse(path, found, result)
             else:
@@ -311,15 +438,35 @@ class Files:
             if known.signature is None:
                 del self.known[path]
             return
-        known.signature, known.problem, known.waiting = None, None, False
+        known.signature, known.problem = None, None
+        known.done()
         self.awaited.discard(path)
         yield path, []
 
     def _await(self, path: str) -> None:
         known = self.known[path]
+        now = time.monotonic()
         if not known.waiting:
             log.info("file is being written, waiting", extra=fields(file=path))
+            known.since, known.delay_s = now, AGAIN_FIRST_S / 2
         known.waiting = True
+        known.delay_s *= 2
+        known.again_at = now + known.delay_s
+
+    def _say_overdue(self, path: str) -> None:
+        known = self.known[path]
+        if known.overdue or time.monotonic() - known.since < self.written_s:
+            return
+        known.overdue = True
+        known.problem = AgentError(
+            f"{path} is open for writing for more than {self.written_s:g} s",
+            why="somebody has not closed it; it is read as it is once two looks find it the same",
+            remedy=f"see who: fuser -v {path}; write another file and rename it",
+        )
+        log.error(
+            "file is not closed, what it last said stays",
+            extra=fields(file=path, **error_fields(known.problem)),
+        )
 
     def _without_duplicates(self, read: dict[str, list[Resource]]) -> dict[str, list[Resource]]:
         """Refuses files that describe what another watched file does."""
@@ -500,6 +647,11 @@ def _is_gone(path: str) -> bool:
         return False
 
 
+def _file_system(folder: str) -> str:
+    """Which file system a folder is on: its own number where it has one, since that of the device may change with a boot."""
+    return f"{os.statvfs(folder).f_fsid or os.stat(folder).st_dev:x}"
+
+
 def _place(folder: str) -> tuple[int, int] | None:
     try:
         found = os.stat(folder)
@@ -511,7 +663,8 @@ def _place(folder: str) -> tuple[int, int] | None:
 def _is_written(path: str) -> bool:
     """Whether somebody has a file open for writing, as far as its file system can tell.
 
-    A lease for reading is refused then, with EAGAIN (fcntl(2), F_SETLEASE). It is given back at once; a writer who comes in
+    A lease for reading is refused then, with EAGAIN (fcntl(2), F_SETLEASE). NFS and SMB say the same for want of a delegation
+    or an oplock, so it counts where the file system is this machine's own. The lease is given back at once; a writer who comes in
     between waits until then, and the signal that tells of him is one that is ignored unless asked for.
 
     Raises:
@@ -523,11 +676,20 @@ def _is_written(path: str) -> bool:
         try:
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as error:
-            return error.errno == errno.EAGAIN
+            return error.errno == errno.EAGAIN and _is_local(descriptor)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
     finally:
         os.close(descriptor)
+
+
+def _is_local(descriptor: int) -> bool:
+    """Whether a file's every writer is a process of this machine."""
+    # struct statfs begins with the type, a long; 512 bytes hold it on every processor.
+    found = (ctypes.c_long * (512 // ctypes.sizeof(ctypes.c_long)))()
+    if ctypes.CDLL(None, use_errno=True).fstatfs(descriptor, found):
+        return False
+    return found[0] & 0xFFFFFFFF in _LOCAL
 
 
 def _is_written_still(path: str) -> bool:

@@ -146,6 +146,8 @@ class Agent:
         lost = [
             f"folder {folder}: {why}; what its files said stays" for folder, why in self.files.lost.items()
         ]
+        if self.files.stale is not None:
+            lost.append(f"what files that are gone described is not removed yet: {self.files.stale}")
         return {
             "status": "degraded" if files or lost or self._problems else "ok",
             "node": str(self.name),
@@ -293,7 +295,7 @@ class Agent:
         if not self._looking.done():
             await asyncio.wait([self._looking], timeout=wait_s)
         self.metrics.problems.labels("file").set(len(self.files.problems()))
-        self.metrics.problems.labels("folder").set(len(self.files.lost))
+        self.metrics.problems.labels("folder").set(len(self.files.lost) + (self.files.stale is not None))
         self.metrics.problems.labels("node").set(len(self._problems))
         return self._seen + self.metrics.own_text(self._seen_at)
 
@@ -375,13 +377,16 @@ class Agent:
 
     async def _follow_files(self, watcher: Watcher) -> None:
         longest = self.settings.check_every_s
+        longest = min(longest, SETTLED_S) if self.files.unsettled else longest
+        soon = self.files.next_try_s()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(longest, SETTLED_S) if self.files.unsettled else longest):
+            async with asyncio.timeout(longest if soon is None else min(longest, soon)):
                 await self._look_at_files.wait()
                 await asyncio.sleep(SETTLE_S)
-        woken = self._look_at_files.is_set()
+        due = self.files.due()
+        woken = self._look_at_files.is_set() or bool(due)
         since, self._first_event = self._first_event, None
-        changed, self._changed_files = self._changed_files, set()
+        changed, self._changed_files = self._changed_files | due, set()
         anything, self._any_file = self._any_file, False
         self._look_at_files.clear()
         try:
@@ -390,7 +395,7 @@ class Agent:
             if anything:
                 # What messages missed, and what was refused before and may be taken now.
                 changed |= await asyncio.to_thread(self.files.changed, links=told)
-            if changed:
+            if changed or self.files.is_due:
                 await self.bring_files(changed, since)
         except Exception:
             # Nothing that was told is forgotten: the next try looks at the same, and at all that is different.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shlex
 import shutil
 import sys
@@ -20,10 +22,21 @@ def unit_text(arguments: Sequence[str] = ()) -> str:
     started = [shutil.which("hookline") or sys.executable]
     if started == [sys.executable]:
         started += ["-m", "hookline"]
+    watched = [
+        os.path.abspath(value) for word, value in itertools.pairwise(arguments) if word in {"-f", "--file"}
+    ]
     lines = []
     for line in UNIT.read_text().splitlines():
         if line.startswith("ExecStart="):
             shipped = shlex.split(line.removeprefix("ExecStart="))[1:]
             line = "ExecStart=" + shlex.join([*started, *(["agent", *arguments] if arguments else shipped)])
+        if line.startswith("RequiresMountsFor=") and arguments:
+            line = "RequiresMountsFor=" + " ".join(map(_quoted, watched))
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def _quoted(path: str) -> str:
+    """A path as systemd reads it: in quotes where it has a space, and no specifier in it (systemd.syntax(7))."""
+    path = path.replace("\\", "\\\\").replace("%", "%%")
+    return '"' + path.replace('"', '\\"') + '"' if any(one in path for one in " \t'\"") else path

@@ -456,6 +456,19 @@ class Node:
             raise self._not_there(reference)
         return self._stored[reference].source
 
+    def watched_folders(self) -> dict[str, str]:
+        """On which file system each folder was, by its path, whose files set an object that is wanted."""
+        self._refresh()
+        if self._state is None:
+            return {}
+        used = {os.path.dirname(item.source) for item in self._stored.values()}
+        return {folder: where for folder, where in self._state.watched_folders().items() if folder in used}
+
+    def note_watched_folders(self, folders: Mapping[str, str]) -> None:
+        """Keeps on which file system each folder is, for an agent that starts and finds another."""
+        with self._writing(), self._opened_state().change() as state:
+            state.put_watched_folders(folders)
+
     def generations(self) -> list[Generation]:
         """The changes that are kept, the newest first."""
         self._refresh()

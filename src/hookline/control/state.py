@@ -104,6 +104,7 @@ CREATE TABLE IF NOT EXISTS marks (
 STATE_FILE = "state.db"
 DAMAGED_FILE = "state.db.damaged"
 _LOST = "lost"
+_FOLDER = "folder:"
 _SEAL_BYTES = 8
 LOCK_POLL_SECONDS = 0.05
 
@@ -426,6 +427,22 @@ class State:
             self._connection.execute("DELETE FROM marks WHERE name = ?", (_LOST,))
             if why:
                 self._connection.execute("INSERT INTO marks VALUES (?, ?)", (_LOST, why))
+
+    def watched_folders(self) -> dict[str, str]:
+        """What `put_watched_folders` noted."""
+        with self._explained("read"):
+            rows = self._connection.execute(
+                "SELECT name, value FROM marks WHERE name GLOB ?", (f"{_FOLDER}*",)
+            )
+            return {name.removeprefix(_FOLDER): value for name, value in rows}
+
+    def put_watched_folders(self, folders: Mapping[str, str]) -> None:
+        """Notes on which file system watched folders are."""
+        with self._explained("written"):
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO marks VALUES (?, ?)",
+                [(f"{_FOLDER}{folder}", where) for folder, where in folders.items()],
+            )
 
     def put_neighbours(self, pairs: set[tuple[str, str]]) -> None:
         """Notes exactly these neighbour entries as made by Hookline."""
