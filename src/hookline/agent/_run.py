@@ -660,7 +660,7 @@ class Agent:
         while self._to_start:
             await self._to_start[0]()
             del self._to_start[0]
-        await self.stopping.wait()
+        await asyncio.Event().wait()  # until it is cancelled
 
     async def _say_found(self) -> None:
         await self.worker.call(_found)
