@@ -247,13 +247,15 @@ def test_nonsense_is_never_a_fault_of_the_agent(asked: AgentProcess) -> None:
     for path in (*(f"/v1/{one}" for one in paths), "/metrics", "/v1/absent", "/", "/v1/../v1/health", "/%00"):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "NONSENSE"):
             assert send(asked, method, path, b"nonsense").status_code < 500, (method, path)
+    # Who hangs up in the middle is not answered.
+    half = b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf"
     for raw in (
         b"\x00\xff\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /v1/apply HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf",
+        half,
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     ):
         with socket.socket(socket.AF_UNIX) as one:
@@ -264,6 +266,8 @@ def test_nonsense_is_never_a_fault_of_the_agent(asked: AgentProcess) -> None:
                 one.sendall(raw)
                 one.shutdown(socket.SHUT_WR)
                 said = one.recv(100)
+            if raw == half and not said:
+                continue
             status = said.removeprefix(b"HTTP/1.1 ")[:3]
             assert said.startswith(b"HTTP/1.1 "), raw[:80]
             assert b"400" <= status < b"500", (raw[:80], said)
