@@ -21,8 +21,8 @@ struct peer {
 	__u8 pad;
 	__u32 service;	/* row in service_metrics */
 	__u32 last_use; /* of a datagram socket's: what `peers.uses` was then */
-	__u32 reserved;
-	__u64 pool; /* of the service; 0 where there is no backend */
+	__u32 socket;	/* of one in spilled_peers: the cookie's lower half */
+	__u64 pool;	/* of the service; 0 where there is no backend */
 };
 
 /* Peers that a datagram socket keeps in its own storage. */

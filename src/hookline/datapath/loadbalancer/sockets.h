@@ -316,7 +316,7 @@ static __always_inline bool is_usable(const struct peer *peer)
 	       backend->state != BACKEND_STATE_DOWN;
 }
 
-static __always_inline void spill(struct bpf_sock_addr *ctx, const struct peer *peer)
+static __always_inline void spill(struct bpf_sock_addr *ctx, struct peer *peer)
 {
 	struct peer_key key = {
 		.socket = bpf_get_socket_cookie(ctx),
@@ -324,6 +324,7 @@ static __always_inline void spill(struct bpf_sock_addr *ctx, const struct peer *
 		.port = peer->asked_port,
 	};
 
+	peer->socket = (__u32)key.socket;
 	bpf_map_update_elem(&spilled_peers, &key, peer, BPF_ANY);
 	key.address = peer->address;
 	key.port = peer->port;
@@ -332,8 +333,9 @@ static __always_inline void spill(struct bpf_sock_addr *ctx, const struct peer *
 	COUNT_SOCKET(spilled);
 }
 
-static __always_inline struct peer *spilled_peer(struct bpf_sock_addr *ctx, const struct address *address,
-						 __be16 port, bool reply)
+/* A copy: the row may become another socket's at any time, so it is the copy that says whose it is. */
+static __always_inline bool spilled_peer(struct bpf_sock_addr *ctx, const struct address *address,
+					 __be16 port, bool reply, struct peer *copy)
 {
 	struct peer_key key = {
 		.socket = bpf_get_socket_cookie(ctx),
@@ -342,7 +344,13 @@ static __always_inline struct peer *spilled_peer(struct bpf_sock_addr *ctx, cons
 		.reply = reply,
 	};
 
-	return bpf_map_lookup_elem(&spilled_peers, &key);
+	const struct peer *found = bpf_map_lookup_elem(&spilled_peers, &key);
+
+	if (!found)
+		return false;
+	*copy = *found;
+	return copy->socket == (__u32)key.socket &&
+	       (reply ? is_from(copy, address, port) : is_for(copy, address, port));
 }
 
 /* Whether another service of this socket has the same backend: nothing in its answers says which was asked.
@@ -400,6 +408,7 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 	struct peer *earlier = NULL;
 	struct peer *connected = connection_of(ctx);
 	struct service service = {};
+	struct peer copy = {};
 	bool spilled = false;
 	enum choice choice;
 
@@ -418,9 +427,10 @@ static __always_inline enum choice send_datagram(struct bpf_sock_addr *ctx, stru
 		for (int i = 0; i < PEERS; i++)
 			if (is_for(&known->rows[i], &peer->asked, peer->asked_port))
 				earlier = &known->rows[i];
-		if (!earlier && known->spilled) {
-			earlier = spilled_peer(ctx, &peer->asked, peer->asked_port, false);
-			spilled = earlier != NULL;
+		if (!earlier && known->spilled &&
+		    spilled_peer(ctx, &peer->asked, peer->asked_port, false, &copy)) {
+			earlier = &copy;
+			spilled = true;
 		}
 	}
 	if (known && earlier && is_same(earlier, peer, choice, &service)) {
@@ -464,7 +474,8 @@ static __always_inline struct peer *connected_peer(struct bpf_sock_addr *ctx, co
 	return peer && is_from(peer, address, ctx->user_port) ? peer : NULL;
 }
 
-static __always_inline struct peer *datagram_peer(struct bpf_sock_addr *ctx, const struct address *address)
+static __always_inline struct peer *datagram_peer(struct bpf_sock_addr *ctx, const struct address *address,
+						  struct peer *copy)
 {
 	struct peer *peer = connected_peer(ctx, address);
 	__be16 port = ctx->user_port;
@@ -483,7 +494,7 @@ static __always_inline struct peer *datagram_peer(struct bpf_sock_addr *ctx, con
 			peer = &known->rows[i];
 	if (peer)
 		return peer;
-	return known->spilled ? spilled_peer(ctx, address, port, true) : NULL;
+	return known->spilled && spilled_peer(ctx, address, port, true, copy) ? copy : NULL;
 }
 
 static __always_inline void read_ipv4(struct bpf_sock_addr *ctx, struct address *address)
@@ -549,9 +560,10 @@ static __always_inline void write_ipv6(struct bpf_sock_addr *ctx, const struct a
 	int recvmsg##VERSION(struct bpf_sock_addr *ctx)                            \
 	{                                                                          \
 		struct address address;                                            \
+		struct peer copy = {};                                             \
                                                                                    \
 		read_ipv##VERSION(ctx, &address);                                  \
-		struct peer *peer = datagram_peer(ctx, &address);                  \
+		struct peer *peer = datagram_peer(ctx, &address, &copy);           \
                                                                                    \
 		if (peer)                                                          \
 			write_ipv##VERSION(ctx, &peer->asked, peer->asked_port);   \
