@@ -347,6 +347,20 @@ def test_another_name_or_reach_of_a_port_ends_nothing(
             assert {ask(one) for one in new} == {"default/orders-1"}
 
 
+@FAMILIES
+def test_the_last_service_ends_sockets_that_outlived_a_change_of_their_row(
+    place: Lab, shop: Node, version: int
+) -> None:
+    shop.apply(_kubernetes(place, 1))
+    with connected(place, SERVICE[version], 80, "tcp", 3) as ours:
+        shop.apply(_kubernetes(place, 1, name="web"))
+        assert [fate(one) for one in ours] == [0, 0, 0]
+        gone = ["Service/default/shop"]
+        assert shop.plan(delete=gone).sockets_ended == 3
+        assert shop.delete(gone).plan.sockets_ended == 3
+        assert all(fate(one) for one in ours)
+
+
 def killed_change(node: Node, folder: Path, resource: Resource, where: str) -> None:
     """Another process applies this and is killed: ``tables``: before the state is written; ``sockets``: after."""
     path = folder / "orders.json"

@@ -45,7 +45,9 @@ from hookline.control.serving import (
     NOT_ENDED,
     Serving,
     count_connected,
+    end_every_socket,
     end_sockets,
+    every_row,
     indexes_of,
     inode_of,
     not_ended,
@@ -1077,8 +1079,8 @@ class Node:
             return
         with balancer:
             counts = balancer.open_connections()
-        with self._remaining_sockets() as (sockets, gone):
-            draft.plan.sockets_ended = count_connected(sockets, lambda _: gone)
+        with self._remaining_sockets() as sockets:
+            draft.plan.sockets_ended = count_connected(sockets, every_row)
         for pool in (pool for group in self._pools.values() for pool in group):
             keys = {frontend_key(frontend)[:FLOW_KEY_BYTES] for frontend in pool.frontends}
             ended = sum(number for (flow, _), number in counts.items() if flow in keys)
@@ -1183,11 +1185,11 @@ class Node:
 
     def _carry_out_kernel(self, draft: Draft) -> list[Attachment]:
         if draft.plan.detaches:
-            with self._remaining_sockets() as (sockets, gone):
+            with self._remaining_sockets() as sockets:
                 detached = self._remove_kernel()
                 if sockets is not None:
                     try:
-                        end_sockets(draft.plan, sockets, gone)
+                        end_every_socket(draft.plan, sockets)
                     except bpf.BpfError as error:
                         draft.plan.warnings.append(f"{NOT_ENDED}: {error}")
             return detached
@@ -1336,18 +1338,15 @@ class Node:
                 continue  # the interface is gone, and its neighbours with it
 
     @contextmanager
-    def _remaining_sockets(self) -> Iterator[tuple[bpf.Map | None, dict[BackendRow, tuple[Address, int]]]]:
-        """The records of sockets, to be used after their pin is gone, and all backends; nothing where they cannot be read."""
-        path = self.name.pins / "maps" / "sockets"
+    def _remaining_sockets(self) -> Iterator[bpf.Map | None]:
+        """The records of sockets, to be used after their pin is gone; None where they cannot be read."""
         try:
-            with self._opened() as kernel:
-                backends = kernel.tables.every_backend()
-            sockets = bpf.Map.from_pin(path)
-        except (ControlError, bpf.BpfError):
-            yield None, {}
+            sockets = bpf.Map.from_pin(self.name.pins / "maps" / "sockets")
+        except bpf.BpfError:
+            yield None
             return
         with sockets:
-            yield sockets, backends
+            yield sockets
 
     def _remove_kernel(self) -> list[Attachment]:
         """Detaches and unpins everything, also what another version left."""

@@ -10,10 +10,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hookline import bpf
 from hookline.control.drift import TableWatch, link_state, pinned_names
 from hookline.control.plan import Plan, Usage
-from hookline.control.tables import TableChange, Tables, frontend_key
+from hookline.control.tables import TableChange, Tables, address_of, frontend_key
 from hookline.datapath.loadbalancer.balancer import LoadBalancer
 from hookline.datapath.loadbalancer.sockets import Records, destroy_sockets, live_sockets
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
@@ -101,6 +104,15 @@ def count_connected(
     return 0
 
 
+def every_row(found: NDArray[np.void]) -> dict[BackendRow, tuple[Address, int]]:
+    """The backends of all these sockets, also those whose rows are gone: records outlive a change of their row."""
+    rows = zip(found["backend"].tolist(), found["generation"].tolist(), strict=True)
+    return {
+        row: (address_of(one["remote"]), int(one["remote_port"].byteswap()))
+        for row, one in zip(rows, found, strict=True)
+    }
+
+
 def end_sockets(plan: Plan, sockets: bpf.Map, rows: Mapping[BackendRow, tuple[Address, int]]) -> None:
     """Ends the sockets of these backends, and notes in the plan what became of them.
 
@@ -112,6 +124,15 @@ def end_sockets(plan: Plan, sockets: bpf.Map, rows: Mapping[BackendRow, tuple[Ad
     ended = destroy_sockets(sockets, rows)
     plan.sockets_ended += ended.tcp + ended.udp
     plan.warnings.extend(f"{count} {NOT_ENDED}: {why}" for why, count in ended.left.items())
+
+
+def end_every_socket(plan: Plan, sockets: bpf.Map) -> None:
+    """The same for all that are connected to a backend which they were given.
+
+    Raises:
+        bpf.BpfError: The kernel refuses the walk over sockets.
+    """
+    end_sockets(plan, sockets, every_row(live_sockets(sockets)))
 
 
 def not_ended(plan: Plan) -> list[str]:

@@ -265,17 +265,6 @@ class Tables:
                     found[row, int(entry["generation"])] = (address_of(entry["address"]), port)
         return found
 
-    def every_backend(self) -> dict[tuple[int, int], tuple[IPv4Address | IPv6Address, int]]:
-        """Address and port of every backend by row and generation."""
-        rows = (row for pool in self._pools.values() for row in pool.values())
-        return {
-            (row, int(entry["generation"])): (address_of(entry["address"]), int(entry["port"].byteswap()))
-            for row in rows
-            if (entry := self.backends[row]) is not None
-        }
-
-    # -- planning
-
     def diff(
         self, pools: Sequence[Pool], placements: Placements, *, only: frozenset[int] | None = None
     ) -> TableChange:
