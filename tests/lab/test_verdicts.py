@@ -100,6 +100,7 @@ def test_a_denied_packet_is_told_with_names(call: Any, ask: Any, protocol: Proto
     assert (event["destination_port"], event["protocol"]) == (81, NUMBERS[protocol])
     assert (":" in event["source_address"]) == (family == 6)
     assert event["policies"] == ["NetworkPolicy/default/web"]
+    assert event["policies_changed"] is False
     assert told(call) == [], "each is told once"
 
 
@@ -117,6 +118,25 @@ def test_lines_for_people(call: Any, ask: Any) -> None:
     assert call("verdicts") == (0, "", "")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_policies_that_changed_since_are_no_longer_what_decided(
+    call: Any, ask: Any, node: Node, tmp_path: Path, as_json: bool
+) -> None:
+    ask("default/other", "default/web", 81)
+    (tmp_path / "policy.yaml").write_text(POLICY.replace("{app: client}", "{app: nobody}"))
+    node.apply(tmp_path / "policy.yaml")
+    ask("default/other", "default/web", 82)
+    if as_json:
+        said = {one["destination_port"]: one["policies_changed"] for one in told(call)}
+    else:
+        lines = call("verdicts")[1].splitlines()[1:]
+        said = {
+            int(line.partition("default/web:")[2].split()[0]): line.endswith("(policies changed since)")
+            for line in lines
+        }
+    assert said == {81: True, 82: False}
+
+
 @pytest.mark.usefixtures("node")
 def test_only_some(call: Any, ask: Any) -> None:
     ask("default/other", "default/web", 81)
@@ -132,7 +152,9 @@ def test_an_audited_policy_denies_nothing_and_says_what_it_would(call: Any, ask:
             assert ask("default/other", "default/web", 81, protocol, family) == "allow"
     assert ask("default/client", "default/web", 80) == "allow"
     events = told(call)
-    assert {(one["verdict"], one["source"]) for one in events} == {("audit", "default/other")}
+    assert {(one["verdict"], one["reason"], one["source"]) for one in events} == {
+        ("audit", "would_deny", "default/other")
+    }
     assert {tuple(one["policies"]) for one in events} == {("NetworkPolicy/default/web",)}
     assert {(one["protocol"], ":" in one["source_address"]) for one in events} == {
         (number, v6) for number in NUMBERS.values() for v6 in (False, True)

@@ -104,6 +104,7 @@ def _say_missing(reader: Verdicts, lost: int, suppressed: int) -> tuple[int, int
 def _cells(event: VerdictEvent, policies: Sequence[str]) -> tuple[str, ...]:
     from datetime import datetime
 
+    named = f"{event.policy} {event.direction}[{event.rule}]" if event.policy else ", ".join(policies) or "-"
     at = datetime.fromtimestamp(event.time)
     return (
         at.strftime("%H:%M:%S.%f"),
@@ -113,7 +114,7 @@ def _cells(event: VerdictEvent, policies: Sequence[str]) -> tuple[str, ...]:
         _end(event.source, event.source_port),
         _end(event.destination, event.destination_port),
         PROTOCOLS.get(event.protocol, str(event.protocol)),
-        f"{event.policy} {event.direction}[{event.rule}]" if event.policy else ", ".join(policies) or "-",
+        f"{named} (policies changed since)" if event.policies_changed else named,
     )
 
 

@@ -19,6 +19,8 @@ from hookline.policy import RuleSource, World
 Address = IPv4Address | IPv6Address
 Direction = Literal["ingress", "egress"]
 
+WOULD_DENY = "would_deny"
+
 
 @dataclass(frozen=True, slots=True)
 class VerdictEvent:
@@ -27,12 +29,13 @@ class VerdictEvent:
     Attributes:
         time: When, in seconds since 1970.
         verdict: ``allow``, ``deny``, or ``audit``: it passed, and an audited policy would have denied it.
-        reason: One word: why.
+        reason: One word: why; of an audit always ``would_deny``.
         direction: As the pod sees it whose policies decided: ``ingress`` is what comes to it.
         source: Who sent the packet: ``namespace/pod``, ``node/name``, ``external/name`` or an address; ``destination`` likewise.
         policy: Reference of the policy whose rule allowed it; empty where no rule did.
         rule: The rule's place in the policy's list for that direction; None where no rule did.
         generation: The firewall's, by which it was judged.
+        policies_changed: The firewall's rows are others since, so what is said of policies may not be what decided.
     """
 
     time: float
@@ -52,6 +55,7 @@ class VerdictEvent:
     generation: int
     bytes: int
     tcp_flags: int
+    policies_changed: bool
 
     def as_dict(self) -> dict[str, Any]:
         """The event as plain values."""
@@ -186,7 +190,8 @@ class Verdicts:
         if not len(batch):
             return []
         names, sources = self._ask_names()
-        return [self._event(record, names, sources) for record in batch]
+        generation = self._firewall.generation
+        return [self._event(record, names, sources, generation) for record in batch]
 
     @property
     def lost(self) -> int:
@@ -198,7 +203,9 @@ class Verdicts:
         """Verdicts that were not told since there were too many of them, since the firewall was loaded."""
         return self._firewall.totals().suppressed
 
-    def _event(self, record: Any, names: Names, sources: Mapping[int, RuleSource]) -> VerdictEvent:
+    def _event(
+        self, record: Any, names: Names, sources: Mapping[int, RuleSource], generation: int
+    ) -> VerdictEvent:
         direction = SIDES[int(record["direction"])]
         ends = [
             (address_of(record[side].tobytes()), int(record[f"{side}_port"].byteswap()))
@@ -206,10 +213,12 @@ class Verdicts:
         ]
         (source, source_port), (destination, port) = ends if direction == "egress" else reversed(ends)
         written = sources.get(int(record["rule"]))
+        verdict = VERDICTS[int(record["verdict"])]
         return VerdictEvent(
             self._began + int(record["at_ns"]) / 1e9,
-            VERDICTS[int(record["verdict"])],
-            self._reasons[int(record["reason"])],
+            verdict,
+            # The programs say of these why they passed, which is not why they are told.
+            WOULD_DENY if verdict == "audit" else self._reasons[int(record["reason"])],
             direction,
             names[source],
             names[destination],
@@ -224,6 +233,7 @@ class Verdicts:
             int(record["generation"]),
             int(record["bytes"]),
             int(record["tcp_flags"]),
+            int(record["generation"]) != generation,
         )
 
 
