@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -426,3 +427,27 @@ def test_a_start_over_a_folder_that_is_not_mounted_removes_nothing(
     (folder / "d.yaml").unlink()
     last.bring(node)  # type: ignore[arg-type]
     assert node.names == {"four"}, "it is gone with the other file system"
+
+
+def test_a_start_whose_look_into_the_folder_fails_removes_nothing(
+    files: Files, node: Recorder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the looks it is that fails."""
+    listdir = os.listdir
+    for number in range(4):
+        looked: list[str] = []
+
+        def failing(path: str, number: int = number, looked: list[str] = looked) -> list[str]:
+            looked.append(path)
+            if len(looked) == number + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return listdir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", failing)
+            again = Files([str(folder)], SETTLED_S)
+            again.bring(node)  # type: ignore[arg-type]
+        assert node.names == {"one", "two", "three"}, number
+        looks(again, node)
+        assert node.names == {"one", "two", "three"}
+        assert not again.lost

@@ -131,6 +131,7 @@ class Files:
         self._owners: dict[str, str] = {}
         self._seen: dict[str, tuple[Signature, float]] = {}
         self._devices: dict[str, str] = {}
+        self._names: dict[str, list[str]] = {}
         self._noted: dict[str, str] | None = None
         self._uncovered = {*self.folders, *map(os.path.dirname, self.single)}
         self.look_at_folders()
@@ -149,20 +150,21 @@ class Files:
         return path in self.single or (in_folder and name.endswith(files.SUFFIXES))
 
     def there(self) -> list[str]:
-        """The files that are there now."""
+        """The files that are there: in folders at the last look at these, so that one that was lost then has none."""
         found = [path for path in self.single if not _is_gone(path)]
         for folder in self.folders:
-            with contextlib.suppress(OSError):  # `lost` says it
-                found += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+            found += [os.path.join(folder, name) for name in self._names.get(folder, ())]
         return [path for path in dict.fromkeys(found) if self.counts(path) and not os.path.isdir(path)]
 
     def look_at_folders(self) -> None:
         """Finds out which folders are not there, or not what they were; says what is new."""
         lost = {}
+        self._names = {}
         for folder in (*self.folders, *{os.path.dirname(path) for path in self.single}):
             try:
                 device = _file_system(folder)
-                empty = not any(self.counts(os.path.join(folder, name)) for name in os.listdir(folder))
+                self._names[folder] = names = sorted(os.listdir(folder))
+                empty = not any(self.counts(os.path.join(folder, name)) for name in names)
             except OSError as error:
                 lost[folder] = (error.strerror or str(error)).lower()
                 continue
@@ -249,6 +251,9 @@ class Files:
     def bring(self, node: Node, changed: Iterable[str] | None = None) -> Brought:
         """Reads these files, all of them with None, and has the node follow. Errors are kept with the file and logged."""
         whole = changed is None
+        self._remember(node)
+        if whole:
+            self.look_at_folders()
         wanted = set(self.there()) | set(self.known) if changed is None else set(changed)
         # What was refused may have waited for what changes now, such as an object that moves from one file to another.
         wanted |= {
@@ -256,10 +261,8 @@ class Files:
             for path, known in self.known.items()
             if known.problem is not None and _is_as_read(path, known)
         }
-        self._remember(node)
         if whole:
             self._uncovered = {*self.folders, *map(os.path.dirname, self.single)}
-            self.look_at_folders()
             self.awaited.clear()
         result = Brought()
         read = dict(self._read(sorted(wanted), result))
