@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hookline import api, bpf, net
+from hookline import api, bpf, cli, net
 from hookline.control import Covered, DoesNotFit, Node, NotThere, tables
 from hookline.datapath.firewall.firewall import FOLDER
 from hookline.lab import Lab, ProbeFailed
@@ -272,6 +272,84 @@ def test_explain_names_the_rule_of_each_end(place: Lab, node: Node, family: int)
         rules.remove(keys)
     answer = node.explain("default/a", "default/b:8080", family=family)
     assert [stop.kind for stop in answer.obstacles] == ["policy_rows"]
+
+
+@FAMILIES
+def test_explain_asks_the_node_that_judges(
+    place: Lab, node: Node, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["explain", "--from", "default/a", "--to", "default/c:8080", "--family", str(family)]
+    words += ["--node", str(node.name)]
+    node.apply(policy("c", {"app": "c"}))
+    # No policy was applied to c's node.
+    assert reaches(place, "default/a", "default/c", "tcp", family)
+    answer = node.explain("default/a", "default/c:8080", family=family)
+    assert not answer.obstacles
+    (one,) = answer.permissions
+    assert one.allowed
+    assert one.judged_by == {"egress": "node-1", "ingress": "node-2"}
+    assert one.enforced == {"egress": True, "ingress": True}
+    assert cli.run(words) == 0
+    assert "nothing was found that would stop it" in capsys.readouterr().out
+    with api.Node(f"lab/{place.name}/node-2") as other:
+        other.apply(policy("theirs", {"app": "c"}, ingress=[from_app("b")]))
+        try:
+            assert not reaches(place, "default/a", "default/c", "tcp", family)
+            answer = node.explain("default/a", "default/c:8080", family=family)
+            assert [stop.kind for stop in answer.obstacles] == ["policy"]
+            assert "NetworkPolicy/default/theirs" in answer.obstacles[0].what
+            assert cli.run(words) == 1
+            assert "denied" in capsys.readouterr().out
+            with bpf.Map.from_pin(other.name.pins / FOLDER / "maps" / "rules") as rules:
+                rules.remove(rules.read()[0])
+            assert (
+                node.explain("default/b", "default/c:8080", family=family).obstacles[0].kind == "policy_rows"
+            )
+        finally:
+            other.delete(["NetworkPolicy/default/theirs"])
+
+
+@FAMILIES
+def test_explain_counts_no_node_that_cannot_be_asked(
+    node: Node, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addresses = [{"ip": "203.0.113.77"}, {"ip": "2001:db8:203::77"}]
+    node.apply([pod("far", "elsewhere", status={"podIPs": addresses}), policy("far", {})])
+    node.apply(policy("a", {"app": "a"}, policyTypes=["Egress"], egress=[{}]))
+    words = ["explain", "--from", "default/a", "--to", "default/far:8080", "--family", str(family)]
+    assert cli.run([*words, "--node", str(node.name)]) == 0
+    said = capsys.readouterr().out
+    assert "allowed, as far as nodes were asked" in said
+    assert "judged by node elsewhere, which was not asked; by the policies known here denied: " in said
+    assert "stops it" not in said
+    assert cli.run([*words, "--json", "--node", str(node.name)]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["permissions"]
+    assert one["judged_by"] == {"egress": "node-1", "ingress": "elsewhere"}
+    assert one["enforced"] == {"egress": True, "ingress": False}
+    assert (one["allowed"], one["ingress"]["allowed"]) == (True, False)
+    node.apply(policy("a", {"app": "a"}, policyTypes=["Egress"]))
+    (stop,) = node.explain("default/a", "default/far:8080", family=family).obstacles
+    assert (stop.kind, stop.what[:6]) == ("policy", "egress"), "this node's own end counts"
+
+
+@FAMILIES
+def test_explain_names_audited_policies_that_would_deny(
+    node: Node, family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = {"hookline.dev/audit": "true"}
+    node.apply(
+        [
+            policy("in", {"app": "b"}, annotations=audit, ingress=[from_app("c")]),
+            policy("out", {"app": "a"}, annotations=audit, policyTypes=["Egress"]),
+        ]
+    )
+    words = ["explain", "--from", "default/a", "--to", "default/b:8080", "--family", str(family)]
+    assert cli.run([*words, "--node", str(node.name)]) == 0
+    said = capsys.readouterr().out
+    assert "ingress: NetworkPolicy/default/in, audited, would deny" in said
+    assert "egress: NetworkPolicy/default/out, audited, would deny" in said
+    (one,) = node.explain("default/c", "default/b:8080", family=family).permissions
+    assert one.would_deny == {"egress": (), "ingress": ()}
 
 
 def test_explain_follows_a_service_to_its_backends(place: Lab, node: Node) -> None:

@@ -9,7 +9,8 @@ import typer
 from hookline.cli._options import JsonOption, NodeOption
 
 if TYPE_CHECKING:
-    from hookline.control.explain import Choice, Explanation
+    from hookline.control.explain import Choice, Explanation, Permission
+    from hookline.policy import Direction, Side
 
 
 def explain(
@@ -113,9 +114,12 @@ def _show(answer: Explanation) -> None:
     for one in answer.permissions:
         host = f"[{one.address}]" if ":" in one.address else one.address
         to = f"{one.backend or answer.destination} ({host}:{one.port})"
-        print(f"policies, {one.source} to {to}: {'allowed' if one.allowed else 'denied'}")
-        print(f"  egress:  {one.egress.why}")
-        print(f"  ingress: {one.ingress.why}")
+        print(f"policies, {one.source} to {to}: {_verdict(one)}")
+        print(f"  egress:  {_side(one, 'egress')}")
+        print(f"  ingress: {_side(one, 'ingress')}")
+        for direction, policies in one.would_deny.items():
+            for policy in policies:
+                print(f"  {direction}: {policy}, audited, would deny")
     for obstacle in answer.obstacles:
         concerned = f" ({obstacle.backend})" if obstacle.backend else ""
         print(f"stops it: {obstacle.what}{concerned}\n      do: {obstacle.remedy}")
@@ -125,6 +129,26 @@ def _show(answer: Explanation) -> None:
             if answer.outcome in ("backend", "direct")
             else f"it is {answer.outcome}"
         )
+
+
+def _verdict(one: Permission) -> str:
+    if not one.allowed:
+        return "denied"
+    asked = all(one.enforced[name] or side.allowed for name, side in _sides(one).items())
+    return "allowed" if asked else "allowed, as far as nodes were asked"
+
+
+def _side(one: Permission, direction: Direction) -> str:
+    side = _sides(one)[direction]
+    node = one.judged_by[direction]
+    if one.enforced[direction] or not (node or side.isolated):
+        return side.why
+    judge = f"judged by node {node}, which was not asked" if node else "judged by no node"
+    return f"{judge}; by the policies known here {'allowed' if side.allowed else 'denied'}: {side.why}"
+
+
+def _sides(one: Permission) -> dict[Direction, Side]:
+    return {"egress": one.egress, "ingress": one.ingress}
 
 
 def _row(one: Choice) -> tuple[str | float, ...]:

@@ -34,7 +34,7 @@ from hookline.control.tables import (
 )
 from hookline.datapath.loadbalancer.balancer import Attachment, LoadBalancer
 from hookline.model.names import NETNS, NodeName, lab_netns_prefix
-from hookline.policy import Side
+from hookline.policy import Direction, Side
 
 Address = IPv4Address | IPv6Address
 Way = Literal["sockets", "xdp"]
@@ -102,7 +102,8 @@ class Obstacle:
     """What would stop the connection, or some of its packets.
 
     Attributes:
-        kind: One word: ``rp_filter``, ``no_route``, ``neighbour``, ``peer``, ``mtu``, ``forwarding``, ``not_attached``,
+        kind: One word: ``policy``, ``policy_rows``, ``rp_filter``, ``no_route``, ``neighbour``, ``peer``, ``mtu``,
+            ``forwarding``, ``not_attached``,
             ``cgroup``, ``no_port``.
         backend: Whose way it is in; empty: everybody's.
     """
@@ -143,6 +144,11 @@ class Permission:
         source: Who the policies see; this node, where it translates the source's address too.
         egress: What the source's end says, ``ingress`` the destination's.
         decided_by: One line.
+        allowed: Whether the ends allow it whose nodes were asked.
+        judged_by: Name of the node whose firewall judges, by direction; empty where none does.
+        enforced: By direction, whether what is said is what that node goes by. False: it was not asked, and what is said is what
+            the documents known here mean.
+        would_deny: References of audited policies that would deny it, by direction.
     """
 
     backend: str
@@ -153,6 +159,9 @@ class Permission:
     egress: Side
     ingress: Side
     decided_by: str
+    judged_by: dict[Direction, str] = field(default_factory=dict)
+    enforced: dict[Direction, bool] = field(default_factory=dict)
+    would_deny: dict[Direction, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -59,6 +59,7 @@ from hookline.control.strays import strays
 from hookline.control.tables import PoolChange, TableChange, Tables, frontend_key, still_wanted
 from hookline.control.verdicts import Connection, RuleCount, Verdicts
 from hookline.datapath import hooks
+from hookline.datapath.firewall.firewall import Rows as FirewallRows
 from hookline.datapath.firewall.firewall import Totals as FirewallTotals
 from hookline.datapath.loadbalancer.balancer import (
     Attachment,
@@ -75,6 +76,7 @@ from hookline.datapath.loadbalancer.balancer import (
 )
 from hookline.datapath.loadbalancer.sockets import Row as BackendRow
 from hookline.datapath.loadbalancer.sockets import count_sockets
+from hookline.errors import HooklineError
 from hookline.model import NodeConfig, Resource
 from hookline.model.names import Endpoint, NodeName
 from hookline.policy import World
@@ -573,8 +575,20 @@ class Node:
                 answer = explain(origin, destination, balancer=None, tables=None, pools=pools, around=around)
             version = destination.address.version
             own = next((str(one) for one in origin.addresses if one.version == version), None)
-            answer.permissions += permissions(answer, self._policies.world, self._policies.rows(), own)
+            known = self._policies.world, self._policies.rows()
+            answer.permissions += permissions(answer, known, self._ask_other, own)
             return answer
+
+    def _ask_other(self, node: str) -> tuple[World, FirewallRows | None] | None:
+        """What another node of the lab knows of policies; None where there is none that can be read. Changes nothing there."""
+        if self.name.lab is None:
+            return None
+        other = NodeName(self.name.lab, node)
+        if not (other.state_dir / STATE_FILE).exists():
+            return None
+        with suppress(HooklineError), Node(other) as opened:
+            return opened.world(), opened._policies.rows()
+        return None
 
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""

@@ -112,6 +112,10 @@ class Evaluator:
         local, remote = (source, destination) if direction == "egress" else (destination, source)
         return list(self._matches(local, remote, direction, probe))
 
+    def node_of(self, address: Address) -> str:
+        """The node that has an address, or whose pod has it; empty where neither is known."""
+        return self._at(address).node
+
     def _side(self, local: End, remote: End, direction: Direction, probe: Probe) -> Side:
         """What the end that is local says of a connection that leaves it (egress) or comes to it (ingress)."""
         policies = self._policies(local, direction)
