@@ -218,9 +218,10 @@ class Gate:
         """What the pod sends."""
         return self.run("from_pod", packet, self.pod, self.pod)
 
-    def come(self, packet: bytes, *, by_node: bool = False) -> Outcome:
-        """What comes to the pod, from elsewhere or from the node itself."""
-        return self.run("to_pod", packet, self.pod, 0 if by_node else self.uplink)
+    def come(self, packet: bytes, *, by_node: bool = False, by_peer: bool = False) -> Outcome:
+        """What comes to the pod, from elsewhere, from the node itself or from the other pod."""
+        came = 0 if by_node else self.peer if by_peer else self.uplink
+        return self.run("to_pod", packet, self.pod, came)
 
     def wire_out(self, packet: bytes, *, forwarded: bool = False) -> Outcome:
         """What leaves by the uplink."""

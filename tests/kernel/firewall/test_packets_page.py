@@ -84,7 +84,7 @@ def _related(gate: Gate, version: int, isolated: bool) -> Outcomes:
     if isolated:
         gate.rules(ingress=[allow(16, 6, 80)], egress=[])
     gate.come(tcp(to_pod(version)))
-    yield str(gate.out(error(Ends(POD[version], OTHER[version]), tcp(to_pod(version)))))
+    yield str(gate.out(error(turned(to_pod(version)), tcp(to_pod(version)))))
     yield str(gate.come(error(Ends(OTHER[version], POD[version]), tcp(turned(to_pod(version)), "SA"))))
 
 
@@ -128,7 +128,14 @@ def _wrong_headers(ends: Ends) -> list[bytes]:
 
 def _cut_ports(ends: Ends) -> list[bytes]:
     made = []
-    for whole, octets in ((tcp(ends), 13), (udp(ends), 7), (sctp(ends, 1), 11), (echo(ends), 7)):
+    for whole, octets in (
+        (tcp(ends), 13),
+        (udp(ends), 7),
+        (sctp(ends, 1), 11),
+        (echo(ends), 7),
+        (of_protocol(ends, 136), 7),
+        (of_protocol(ends, 33), 7),
+    ):
         start = 34 if ends.version == 4 else 54
         place, total = (16, 20 + octets) if ends.version == 4 else (18, octets)
         made.append(changed(whole[: start + octets], place, total.to_bytes(2, "big")))
@@ -183,7 +190,8 @@ def _foreign(ends: Ends) -> bytes:
 
 def _node(gate: Gate, version: int, isolated: bool) -> Outcomes:
     isolate(gate, isolated)
-    yield from both(tcp, NODE)(gate, version, isolated)
+    yield str(gate.out(tcp(from_pod(version, target=NODE))))
+    gate.firewall.maps["tracked"].clear()
     if isolated:
         yield str(gate.come(tcp(to_pod(version, source=OTHER)), by_node=True))
         # And its answer, whatever the address was.
@@ -201,9 +209,31 @@ def _itself(gate: Gate, version: int, isolated: bool) -> Outcomes:
     assert str(gate.run("to_pod", answer, gate.pod, gate.pod)) == "PASS `established`"
 
 
-def _not_itself(gate: Gate, version: int, isolated: bool) -> Outcomes:
+def _from_elsewhere(gate: Gate, version: int, isolated: bool) -> Outcomes:
     isolate(gate, isolated)
-    yield str(gate.come(udp(Ends(POD[version], POD[version]))))
+    for source in (POD, PEER, NODE):
+        ends = Ends(source[version], POD[version])
+        for packet in (udp(ends), tcp(ends), echo(ends), error(ends, udp(turned(ends)))):
+            yield str(gate.come(packet))
+    yield str(gate.come(udp(Ends(NODE[version], POD[version])), by_peer=True))
+
+
+def _mapped(gate: Gate, version: int, isolated: bool) -> Outcomes:
+    """Where the address itself would be let through."""
+    if version == 4:
+        return
+    if isolated:
+        gate.rules(ingress=[allow(16)], egress=[allow(16)])
+    far, pod = f"::ffff:{FAR[4]}", f"::ffff:{POD[4]}"
+    for ends in (Ends(far, POD[6]), Ends(FAR[6], pod), Ends(far, pod)):
+        for make in (tcp, udp, echo, lambda one: sctp(one, 1), with_extensions([options(0)])):
+            yield str(gate.come(make(ends)))
+            yield str(gate.out(make(turned(ends))))
+
+
+def _tagged(ends: Ends, kind: int = 0x8100) -> bytes:
+    whole = tcp(ends)
+    return whole[:12] + kind.to_bytes(2, "big") + b"\0\5" + whole[12:]
 
 
 def _spoofed(gate: Gate, version: int, isolated: bool) -> Outcomes:
@@ -245,7 +275,7 @@ POD_CASES: dict[str, Run] = {
     "a later fragment before its first": both(lambda e: fragments(e)[1]),
     "a TCP fragment at offset 1": both(_tiny),
     "IP header wrong, or longer than the frame": _each(_wrong_headers),
-    "TCP, UDP, SCTP or ICMP header cut short": _each(_cut_ports),
+    "TCP, UDP, UDP-Lite, DCCP, SCTP or ICMP header cut short": _each(_cut_ports),
     "ARP": both(_arp),
     "neighbour discovery, multicast listeners": _link,
     "the same with another hop limit, or from one network to another": several(
@@ -254,7 +284,9 @@ POD_CASES: dict[str, Run] = {
     "neither IP nor ARP": both(_foreign),
     "between a pod and its own node": _node,
     "from the pod to itself": _itself,
-    "an address of the pod's own, from elsewhere": _not_itself,
+    "an address of a local pod or of the node, from elsewhere": _from_elsewhere,
+    "IPv6 with an address of IPv4 (`::ffff:a.b.c.d`)": _mapped,
+    "a VLAN tag behind the first": several(both(_tagged), both(lambda e: _tagged(e, 0x88A8))),
     "an address of another, from the pod": _spoofed,
     "an interface without a row": _unknown,
 }
@@ -271,6 +303,7 @@ def _strangers(gate: Gate, version: int) -> Outcomes:
     yield str(gate.wire_out(tcp(from_pod(version)), forwarded=True))
     yield str(gate.wire_in(packets.arp()))
     yield str(gate.wire_in(changed(tcp(_ways(version)[0]), 14, b"\x55")))
+    yield str(gate.wire_out(_tagged(_ways(version)[1])))
     later = fragments(to_pod(version))[1]
     yield str(gate.wire_in(later))
 
@@ -321,6 +354,50 @@ def _in_its_name(gate: Gate, version: int) -> Outcomes:
     assert str(gate.wire_in(udp(turned(back)))) == "PASS `established`"
 
 
+def _claims_node(gate: Gate, version: int) -> Outcomes:
+    """Towards the node, through it, or to all."""
+    gate.rules(host=True, ingress=[allow(0)], egress=[allow(0)])
+    group = {4: "224.0.0.251", 6: "ff02::fb"}
+    for target in (NODE, FAR, POD, group):
+        ends = Ends(NODE[version], target[version])
+        for packet in (udp(ends), tcp(ends), echo(ends)):
+            yield str(gate.wire_in(packet))
+
+
+def _groups(gate: Gate, version: int) -> Outcomes:
+    gate.rules(host=True, ingress=[allow(16, 6)], egress=[])
+    for target in ("224.0.0.1", "239.1.2.3", "255.255.255.255") if version == 4 else ("ff02::1", "ff05::2"):
+        ends = Ends(FAR[version], target, 5353, 5353)
+        for packet in (udp(ends), echo(ends), fragments(ends)[1]):
+            # Its later fragments have no ports.
+            yield str(gate.wire_in(packet)).replace("unknown_fragment", "no_rule")
+    gate.rules(host=True, ingress=[allow(16, 17, 5353)], egress=[])
+    assert str(gate.wire_in(udp(ends))) == "PASS `rule`"
+
+
+def _host_broken(gate: Gate, version: int) -> Outcomes:
+    gate.rules(host=True, ingress=[allow(0)], egress=[allow(0)])
+    there, back = _ways(version)
+    for packet in _cut_ports(there):
+        yield str(gate.wire_in(packet))
+    for packet in _cut_ports(back):
+        yield str(gate.wire_out(packet))
+
+
+def _host_mapped(gate: Gate, version: int) -> Outcomes:
+    gate.rules(host=True, ingress=[allow(0)], egress=[allow(0)])
+    far, node = f"::ffff:{FAR[4]}", f"::ffff:{NODE[4]}"
+    for ends in (Ends(far, node), Ends(far, NODE[6]), Ends(FAR[6], node)):
+        for packet in (tcp(ends), echo(ends)):
+            yield str(gate.wire_in(packet))
+
+
+def _host_tagged(gate: Gate, version: int) -> Outcomes:
+    gate.rules(host=True, ingress=[allow(0)], egress=[allow(0)])
+    for kind in (0x8100, 0x88A8):
+        yield str(gate.wire_in(_tagged(_ways(version)[0], kind)))
+
+
 HOST_CASES: dict[str, Callable[[Gate, int], Outcomes]] = {
     "for or from another address": _strangers,
     "no HostPolicy": _no_host_policy,
@@ -329,6 +406,11 @@ HOST_CASES: dict[str, Callable[[Gate, int], Outcomes]] = {
     "no rule, and `defaultVerdict` is allow": _host_default,
     "of an allowed connection": _host_established,
     "forwarded in the node's name": _in_its_name,
+    "from the wire with one of the node's own addresses": _claims_node,
+    "to a multicast group, or to all": _groups,
+    "TCP, UDP, UDP-Lite, DCCP, SCTP or ICMP header cut short": _host_broken,
+    "IPv6 with an address of IPv4 (`::ffff:a.b.c.d`)": _host_mapped,
+    "from the wire, a VLAN tag behind the first": _host_tagged,
 }
 
 
@@ -344,6 +426,7 @@ def table(heading: str) -> dict[str, list[str]]:
 
 
 ONE_FAMILY = {
+    (4, "IPv6 with an address of IPv4 (`::ffff:a.b.c.d`)"),
     (6, "ARP"),
     (4, "seven extension headers"),
     (4, "neighbour discovery, multicast listeners"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -39,7 +39,8 @@ STRANGER = {4: "198.51.100.7", 6: "2001:db8::7"}
 def allowed(gate: Gate, packet: bytes, *, out: bool = False) -> bool:
     """Whether a new connection is."""
     gate.firewall.maps["tracked"].clear()
-    return (gate.out if out else gate.come)(packet).verdict == "PASS"
+    by_peer = any(ip_address(one).packed in packet[14:54] for one in PEER.values())
+    return (gate.out(packet) if out else gate.come(packet, by_peer=by_peer)).verdict == "PASS"
 
 
 @VERSIONS

@@ -14,6 +14,7 @@ from hookline.datapath.firewall.firewall import Older
 from tests.kernel.firewall.scene import (
     FAR,
     FAR_IDENTITY,
+    NODE,
     OTHER,
     OTHER_IDENTITY,
     POD,
@@ -494,3 +495,165 @@ def test_the_table_forgets_the_least_used_ones_first(make_gate: Callable[..., Ga
         )
     assert gate.come(udp(turned(from_pod(4, 53, source_port=6999)))) == ESTABLISHED
     assert len(gate.firewall.maps["tracked"]) <= 4096
+
+
+# An end that asks the other way round
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+@VERSIONS
+def test_a_reverse_syn_does_not_make_a_connection_the_other_end_s(
+    gate: Gate, version: int, renewed: bool
+) -> None:
+    """The pod's own connection: what comes from its other end may begin connections to the pod, too."""
+    gate.rules(ingress=ALL, egress=HTTP)
+    there = from_pod(version)
+    back = turned(there)
+    gate.out(tcp(there, "S"))
+    gate.come(tcp(back, "SA"))
+    gate.out(tcp(there, "A"))
+    assert gate.come(tcp(back, "S")) == RULE
+    if renewed:
+        gate.rules(ingress=ALL, egress=HTTP)
+    # A living end challenges it.
+    assert gate.out(tcp(there, "A")) == ESTABLISHED
+    assert gate.come(tcp(back, "RA")) == ESTABLISHED
+    assert gate.come(tcp(back, "S")) == RULE
+    (one,) = gate.firewall.tracked()
+    assert one.direction == "egress"
+    gate.rules(ingress=ALL, egress=[])
+    assert gate.out(tcp(there, "A")) == CUT
+    assert gate.come(tcp(back, "A")) == CUT
+
+
+@VERSIONS
+def test_a_reverse_syn_that_is_answered_is_a_connection_of_its_own(gate: Gate, version: int) -> None:
+    gate.rules(ingress=ALL, egress=HTTP)
+    there = from_pod(version)
+    back = turned(there)
+    gate.out(tcp(there, "S"))
+    gate.come(tcp(back, "SA"))
+    gate.out(tcp(there, "A"))
+    assert gate.out(tcp(there, "SA")) == ESTABLISHED
+    assert gate.firewall.tracked()[0].direction == "egress"
+    assert gate.come(tcp(back, "S")) == RULE
+    assert gate.out(tcp(there, "SA")) == ESTABLISHED
+    assert gate.come(tcp(back, "A")) == ESTABLISHED
+    (one,) = gate.firewall.tracked()
+    assert (one.direction, one.state) == ("ingress", "open")
+    gate.rules(ingress=[], egress=HTTP)
+    assert gate.out(tcp(there, "A")) == CUT
+
+
+@VERSIONS
+def test_an_answer_to_a_syn_that_is_not_allowed_any_more(gate: Gate, version: int) -> None:
+    gate.rules(ingress=ALL, egress=HTTP)
+    there = from_pod(version)
+    gate.out(tcp(there, "S"))
+    assert gate.come(tcp(turned(there), "S")) == RULE
+    gate.rules(ingress=[], egress=HTTP)
+    assert gate.out(tcp(there, "SA")) == ESTABLISHED
+    assert gate.firewall.tracked()[0].direction == "egress"
+
+
+@VERSIONS
+def test_an_association_asked_for_the_other_way_round(gate: Gate, version: int) -> None:
+    """Its end answers an INIT in the middle of it, and goes on: that alone makes it none of the other end's."""
+    gate.rules(ingress=ALL, egress=ALL)
+    there = from_pod(version, 3868)
+    back = turned(there)
+    for packet, way in ((1, gate.out), (2, gate.come), (10, gate.out), (11, gate.come), (0, gate.out)):
+        way(sctp(there if way == gate.out else back, packet))
+    assert gate.come(sctp(back, 1)) == RULE
+    assert gate.out(sctp(there, 2)) == ESTABLISHED
+    assert gate.firewall.tracked()[0].direction == "egress"
+    gate.rules(ingress=ALL, egress=[])
+    assert gate.out(sctp(there, 0)) == CUT
+    # Of one that is cut nothing passes but the answer.
+    assert gate.come(sctp(back, 10)) == CUT
+    assert gate.come(sctp(back, 1)) == RULE
+    assert gate.out(sctp(there, 2)) == ESTABLISHED
+    assert gate.firewall.tracked()[0].direction == "ingress"
+    assert gate.come(sctp(back, 10)) == ESTABLISHED
+
+
+@VERSIONS
+def test_an_association_made_anew_by_the_other_end_is_that_one_s(gate: Gate, version: int) -> None:
+    gate.rules(ingress=ALL, egress=ALL)
+    there = from_pod(version, 3868)
+    gate.out(sctp(there, 1))
+    gate.come(sctp(turned(there), 1))
+    gate.out(sctp(there, 2))
+    gate.come(sctp(turned(there), 10))
+    assert gate.out(sctp(there, 11)) == ESTABLISHED
+    assert gate.firewall.tracked()[0].direction == "ingress"
+
+
+@VERSIONS
+def test_an_echo_asked_for_the_other_way_round(gate: Gate, version: int) -> None:
+    gate.rules(ingress=ALL, egress=ALL)
+    there = from_pod(version)
+    gate.out(echo(there))
+    assert gate.come(echo(turned(there))) == RULE
+    assert gate.out(echo(there, reply=True)) == ESTABLISHED
+    assert gate.come(echo(turned(there))) == RULE
+    assert gate.firewall.tracked()[0].direction == "egress"
+    gate.rules(ingress=[], egress=ALL)
+    assert gate.come(echo(turned(there))) == NO_RULE
+
+
+@VERSIONS
+def test_a_pod_tells_errors_to_whom_they_are_about_only(gate: Gate, version: int) -> None:
+    gate.rules(ingress=ANY_UDP, egress=[])
+    there = to_pod(version, 53)
+    gate.come(udp(there))
+    assert gate.out(error(Ends(POD[version], OTHER[version]), udp(there))) == NO_RULE
+    assert gate.out(error(turned(there), udp(there))) == RELATED
+
+
+@pytest.mark.parametrize("protocol", [33, 136])
+@VERSIONS
+def test_the_ports_of_rarer_protocols_count(gate: Gate, version: int, protocol: int) -> None:
+    gate.rules(ingress=[], egress=ALL)
+    mine, other = (bytes((156, 64, 0, port)) + bytes(12) for port in (80, 81))
+    assert gate.out(of_protocol(from_pod(version), protocol, mine)) == RULE
+    back = [one[2:4] + one[:2] + one[4:] for one in (mine, other)]
+    assert gate.come(of_protocol(turned(from_pod(version)), protocol, back[1])) == NO_RULE
+    assert gate.come(of_protocol(turned(from_pod(version)), protocol, back[0])) == ESTABLISHED
+
+
+@VERSIONS
+def test_a_refused_or_broken_first_fragment_leaves_no_ports(gate: Gate, version: int) -> None:
+    for broken in (False, True):
+        gate.rules(ingress=[allow(FAR_IDENTITY, 17, 53)], egress=[])
+        first, later = fragments(to_pod(version, 53))
+        again = fragments(to_pod(version, 54))[0]
+        if broken and version == 4:
+            again = changed(first[:38], 16, b"\0\x18")
+        elif broken:
+            again = changed(first[:66], 18, b"\0\x0c")
+        assert gate.come(first) in (RULE, ESTABLISHED)
+        assert gate.come(again) == (Outcome("DROP", "malformed_l4") if broken else NO_RULE)
+        assert gate.come(later) == LOST
+
+
+@VERSIONS
+def test_later_fragments_to_the_node_have_no_other_s_ports(gate: Gate, version: int) -> None:
+    gate.rules(host=True, ingress=[allow(FAR_IDENTITY, 17, 53)], egress=[])
+    first, later = fragments(Ends(FAR[version], NODE[version], 40000, 53))
+    assert gate.wire_in(first) == RULE
+    broken = changed(first[:38], 16, b"\0\x18") if version == 4 else changed(first[:66], 18, b"\0\x0c")
+    assert gate.wire_in(broken) == Outcome("DROP", "malformed_l4")
+    assert gate.wire_in(later) == LOST
+
+
+@VERSIONS
+def test_a_connection_that_is_cut_keeps_the_rule_that_allowed_it(gate: Gate, version: int) -> None:
+    gate.rules(ingress=[allow(OTHER_IDENTITY), *HTTP], egress=[])
+    opened(gate, to_pod(version))
+    with gate.firewall.verdicts() as ring:
+        ring.read()
+        gate.rules(ingress=[], egress=[])
+        assert gate.come(tcp(to_pod(version), "A")) == CUT
+        (one,) = ring.read()
+        assert one["rule"] == 2

@@ -23,14 +23,55 @@ const enum policy_verdict *unused_policy_verdict __attribute__((unused));
 const enum track_state *unused_track_state __attribute__((unused));
 const enum track_flags *unused_track_flags __attribute__((unused));
 
-static __always_inline bool is_own(const struct subject *subject)
+/* Whether an end of a packet is the node's. A function of its own, as all that look something up beside the
+ * hot path: its key would be on the stack of the whole chain of calls. */
+__noinline int is_own(const struct subject *subject, bool remote)
 {
-	struct own_address_key key = {
-		.bank = subject->generation & 1,
-		.address = subject->key.local,
-	};
+	struct own_address_key key = {};
 
+	if (!subject)
+		return false;
+	key.bank = subject->generation & 1;
+	key.address = remote ? subject->key.remote : subject->key.local;
 	return bpf_map_lookup_elem(&own_addresses, &key) != NULL;
+}
+
+/* One that all on a link, or many, listen to. */
+static __always_inline bool is_group(const struct address *address)
+{
+	if (!(address->words[0] | address->words[1]) && address->words[2] == IPV4_MAPPED)
+		return (address->words[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) ||
+		       address->words[3] == bpf_htonl(0xffffffff);
+	return (address->words[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* Whether a packet on an uplink is the node's own. */
+static __always_inline bool is_node_s(const struct subject *subject)
+{
+	return is_own(subject, false) ||
+	       (subject->direction == DIRECTION_INGRESS && is_group(&subject->key.local));
+}
+
+/* Whether a packet from the wire claims to be the node's. */
+static __always_inline bool is_node_s_source(struct __sk_buff *skb, const struct subject *subject)
+{
+	/* With metadata in front it is the load balancer's, which has the node's address by right. */
+	return subject->direction == DIRECTION_INGRESS && is_own(subject, true) &&
+	       (void *)(long)skb->data_meta + 1 > (void *)(long)skb->data;
+}
+
+/* Whether a packet to a pod has an address of a pod, or of the node, that it did not come from. */
+__noinline int is_strange(struct __sk_buff *skb, const struct subject *subject)
+{
+	struct identity *remote;
+
+	if (!skb || !subject || subject->direction != DIRECTION_INGRESS || !skb->ingress_ifindex)
+		return false;
+	remote = identity_of(&subject->key.remote, subject->generation & 1);
+	if (!remote)
+		return false;
+	return remote->identity == IDENTITY_NODE ||
+	       (remote->interface && remote->interface != skb->ingress_ifindex);
 }
 
 static __always_inline void fragment_key(const struct subject *subject, struct fragment_key *key)
@@ -81,6 +122,18 @@ __noinline int remember_fragment(const struct subject *subject)
 	return 0;
 }
 
+/* A later fragment shall not have the ports of a first one that another has come after. */
+__noinline int forget_fragment(const struct subject *subject)
+{
+	struct fragment_key key = {};
+
+	if (!subject)
+		return 0;
+	fragment_key(subject, &key);
+	bpf_map_delete_elem(&fragments, &key);
+	return 0;
+}
+
 /* Whether an ICMP error is about a connection that is allowed. */
 __noinline int is_related(struct __sk_buff *skb, const struct subject *subject)
 {
@@ -90,6 +143,11 @@ __noinline int is_related(struct __sk_buff *skb, const struct subject *subject)
 	struct track *track;
 
 	if (!skb || !subject || parse_quoted(skb, subject, &quoted))
+		return false;
+	/* It tells the end that had sent it. Any router may, and what leaves is that end's own. */
+	if (!address_equal(&subject->key.local, &quoted.key.local) ||
+	    (subject->direction == DIRECTION_EGRESS &&
+	     !address_equal(&subject->key.remote, &quoted.key.remote)))
 		return false;
 	track = find_track(&quoted.key, now);
 	return track && renew(track, &quoted, &outcome, now);
@@ -109,6 +167,8 @@ static __always_inline int reason_for(struct __sk_buff *skb, struct subject *sub
 {
 	int reason;
 
+	if (subject->spoofed)
+		return POLICY_SPOOFED_SOURCE;
 	switch (subject->kind) {
 	case KIND_ARP:
 	case KIND_LINK:
@@ -118,7 +178,11 @@ static __always_inline int reason_for(struct __sk_buff *skb, struct subject *sub
 	case KIND_BAD_IPV4:
 		return POLICY_MALFORMED_IPV4;
 	case KIND_BAD_IPV6:
+	case KIND_BAD_CHAIN:
+	case KIND_MAPPED:
 		return POLICY_MALFORMED_IPV6;
+	case KIND_VLAN:
+		return POLICY_VLAN;
 	case KIND_BAD_L4:
 		return POLICY_MALFORMED_L4;
 	case KIND_TINY_FRAGMENT:
@@ -142,12 +206,13 @@ static __always_inline int reason_for(struct __sk_buff *skb, struct subject *sub
 		reason = judge_new(subject, outcome);
 		return reason == POLICY_NO_RULE ? POLICY_UNKNOWN_FRAGMENT : reason;
 	}
-	if (subject->key.protocol == IPPROTO_TCP)
-		subject->opens = (subject->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
-	reason = follow(subject, outcome);
-	if (subject->first_fragment && reason < POLICY_FIRST_DROP)
-		remember_fragment(subject);
-	return reason;
+	if (subject->key.protocol == IPPROTO_TCP) {
+		__u8 flags = subject->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
+
+		subject->opens = flags == TCP_SYN;
+		subject->answers = flags == (TCP_SYN | TCP_ACK) ? ANSWER_FIRST | ANSWER_LAST : 0;
+	}
+	return follow(subject, outcome);
 }
 
 /* All packets but those that filter() lets pass at once. */
@@ -161,18 +226,38 @@ __noinline int decide(struct __sk_buff *skb, struct subject *subject)
 	if (subject->kind == KIND_REST)
 		subject->kind = parse_rest(skb, subject);
 	if (subject->host) {
-		/* What is not the node's own, or broken, is for the stack to judge; a link's messages too. */
-		if (subject->kind >= KIND_LINK || !is_own(subject) || !endpoint_of(subject))
+		if (!endpoint_of(subject))
 			return TC_ACT_UNSPEC;
+		/* What is not the node's own, or has no address, is for the stack to judge; a link's messages
+		 * too. The kernel takes a tag of network 0 off and goes on to the next one: what is in there
+		 * would not be seen again. */
+		if (subject->kind == KIND_VLAN) {
+			if (subject->direction == DIRECTION_EGRESS ||
+			    (skb->vlan_present && skb->vlan_tci & 0xfff))
+				return TC_ACT_UNSPEC;
+		} else if (subject->kind >= KIND_LINK) {
+			return TC_ACT_UNSPEC;
+		} else if (subject->kind != KIND_MAPPED) {
+			subject->spoofed = is_node_s_source(skb, subject);
+			if (!subject->spoofed && !is_node_s(subject))
+				return TC_ACT_UNSPEC;
+		}
 		/* What it forwards in its own name was its sender's to be judged. */
 		subject->exempt = subject->direction == DIRECTION_EGRESS && skb->ingress_ifindex;
 	} else {
 		/* Sent by the node itself, which always reaches its pods. */
 		subject->exempt = subject->direction == DIRECTION_INGRESS && !skb->ingress_ifindex;
 		subject->hairpin = skb->ingress_ifindex == skb->ifindex;
+		subject->spoofed = subject->kind < KIND_MAPPED && is_strange(skb, subject);
 	}
 
 	outcome.reason = reason_for(skb, subject, &outcome);
+	if (subject->first_fragment) {
+		if (subject->kind == KIND_FLOW && outcome.reason < POLICY_FIRST_DROP)
+			remember_fragment(subject);
+		else
+			forget_fragment(subject);
+	}
 	direction = subject->direction;
 	reason = outcome.audited && outcome.reason < POLICY_FIRST_DROP ? POLICY_AUDITED : outcome.reason;
 	/* The verifier's bounds, which the compiler would leave out: it knows what those functions return. */
@@ -204,8 +289,12 @@ static __always_inline int filter(struct __sk_buff *skb, __u8 direction, bool ho
 	subject.kind = parse_plain(skb, &subject, direction);
 	if (subject.kind != KIND_FLOW)
 		return decide(skb, &subject);
-	if (host && !is_own(&subject))
+	if (host && !is_own(&subject, false)) {
+		if (direction == DIRECTION_INGRESS &&
+		    (is_group(&subject.key.local) || is_own(&subject, true)))
+			return decide(skb, &subject);
 		return TC_ACT_UNSPEC;
+	}
 
 	track = bpf_map_lookup_elem(&tracked, &subject.key);
 	if (track && track->generation == subject.generation && !(track->flags & (1 << direction)) &&

@@ -17,12 +17,16 @@ enum kind {
 	KIND_LATER_FRAGMENT, /* the key has no ports */
 	KIND_MANY_HEADERS,   /* the key has no ports and no protocol */
 	KIND_TINY_FRAGMENT,
-	KIND_LINK, /* neighbour discovery and the like: of this link alone */
+	KIND_BAD_CHAIN, /* IPv6, its extension headers are not whole */
+	KIND_BAD_L4,
+	/* Without addresses to go by, or for the link alone: from here on. */
+	KIND_MAPPED, /* IPv6 with an address that stands for one of IPv4: none is sent so */
+	KIND_VLAN,   /* a tag is left, though the kernel took one off */
+	KIND_LINK,   /* neighbour discovery and the like: of this link alone */
 	KIND_ARP,
 	KIND_NOT_IP,
 	KIND_BAD_IPV4,
 	KIND_BAD_IPV6,
-	KIND_BAD_L4,
 	KIND_REST, /* not known yet: for parse_rest */
 };
 
@@ -42,7 +46,17 @@ struct subject {
 	__u8 fragment_protocol;
 	__u8 exempt;  /* sent by the node itself, or in its name */
 	__u8 hairpin; /* came by the interface that it leaves by */
-	__u8 pad[3];
+	__u8 answers; /* agrees to a connection: enum answer */
+	__u8 spoofed; /* its source is not where it came from */
+	__u8 pad;
+};
+
+/* SCTP's end answers an INIT even in the middle of an association, and goes on with that unless the other one
+ * goes on, too (RFC 9260, 5.2): for a row that is allowed its COOKIE ACK counts, for one that is cut, which
+ * lets nothing else through, the INIT ACK. */
+enum answer {
+	ANSWER_FIRST = 1,
+	ANSWER_LAST = 2,
 };
 
 #define ICMP_ECHOREPLY	  0
@@ -61,6 +75,12 @@ struct subject {
 #define ETH_P_ARP	  0x0806
 #define IPPROTO_SCTP	  132
 #define SCTP_INIT	  1
+#define SCTP_INIT_ACK	  2
+#define SCTP_COOKIE_ACK	  11
+#define IPPROTO_DCCP	  33
+#define IPPROTO_UDPLITE	  136
+#define ETH_P_8021Q	  0x8100
+#define ETH_P_8021AD	  0x88a8
 
 #define IP_OFFSET_MASK	  0x1fff
 #define IP_MORE_FRAGMENTS 0x2000
@@ -80,6 +100,12 @@ static __always_inline struct address *source_of(struct track_key *key, __u8 dir
 static __always_inline struct address *destination_of(struct track_key *key, __u8 direction)
 {
 	return direction == DIRECTION_EGRESS ? &key->remote : &key->local;
+}
+
+/* Such an address in an IPv6 header would have IPv4's rows. */
+static __always_inline bool is_mapped(const __be32 *words)
+{
+	return !words[0] && !words[1] && words[2] == IPV4_MAPPED;
 }
 
 /* TCP or UDP right behind an IP header without options, whole and in the linear part; KIND_REST for all else.
@@ -116,7 +142,8 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 		if ((void *)(ipv6 + 1) + sizeof(*udp) > data_end)
 			return KIND_REST;
 		room = bpf_ntohs(ipv6->payload_len);
-		if (ipv6->version != 6 || room + sizeof(*ipv6) > length)
+		if (ipv6->version != 6 || room + sizeof(*ipv6) > length || is_mapped(ipv6->saddr) ||
+		    is_mapped(ipv6->daddr))
 			return KIND_REST;
 		address_from_ipv6(source_of(&subject->key, direction), ipv6->saddr);
 		address_from_ipv6(destination_of(&subject->key, direction), ipv6->daddr);
@@ -143,7 +170,8 @@ static __always_inline enum kind parse_plain(struct __sk_buff *skb, struct subje
 
 static __always_inline bool has_ports(__u8 protocol)
 {
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == IPPROTO_UDPLITE || protocol == IPPROTO_DCCP;
 }
 
 static __always_inline bool is_icmp(__u8 protocol)
@@ -180,6 +208,8 @@ static __always_inline int read_l4(struct __sk_buff *skb, __u32 offset, __u32 en
 		l4->flags = octets[13];
 		break;
 	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_DCCP:
 		if (bpf_skb_load_bytes(skb, offset, octets, 8))
 			return -1;
 		break;
@@ -305,6 +335,7 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 	struct walk walk = {};
 	struct l4 l4 = {};
 	__be16 type;
+	int broken = 0;
 
 	subject->tcp_flags = 0;
 	if (bpf_skb_load_bytes(skb, L3_OFFSET - sizeof(type), &type, sizeof(type)))
@@ -349,24 +380,29 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 		walk.offset = L3_OFFSET + sizeof(ip);
 		walk.next = ip.nexthdr;
 		hops = ip.hop_limit;
-		if (walk_extensions(skb, &walk))
-			return KIND_BAD_IPV6;
-		if (walk.many)
-			return KIND_MANY_HEADERS;
+		if (is_mapped(ip.saddr) || is_mapped(ip.daddr))
+			return KIND_MAPPED;
+		broken = walk_extensions(skb, &walk);
 	} else {
+		if (type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD))
+			return KIND_VLAN;
 		return type == bpf_htons(ETH_P_ARP) ? KIND_ARP : KIND_NOT_IP;
 	}
 
-	subject->key.protocol = walk.next;
+	subject->first_fragment = walk.fragment && !(walk.fragment & 0xfff8);
 	subject->fragment_id = walk.fragment_id;
 	subject->fragment_protocol = walk.fragment_protocol;
+	if (broken)
+		return KIND_BAD_CHAIN;
+	if (walk.many)
+		return KIND_MANY_HEADERS;
+	subject->key.protocol = walk.next;
 	if (walk.fragment & 0xfff8) {
 		/* One of 8 octets into TCP's header would replace its flags behind our back. */
 		if (walk.next == IPPROTO_TCP && (walk.fragment & 0xfff8) == 8)
 			return KIND_TINY_FRAGMENT;
 		return KIND_LATER_FRAGMENT;
 	}
-	subject->first_fragment = walk.fragment != 0;
 	if (read_l4(skb, walk.offset, end, walk.next, false, &l4))
 		return KIND_BAD_L4;
 	if (walk.next == (type == bpf_htons(ETH_P_IP) ? IPPROTO_ICMP : IPPROTO_ICMPV6))
@@ -375,19 +411,28 @@ static __always_inline enum kind parse_rest(struct __sk_buff *skb, struct subjec
 	if (walk.next == IPPROTO_ICMP || walk.next == IPPROTO_ICMPV6)
 		return KIND_FLOW;
 	subject->tcp_flags = l4.flags;
-	subject->opens = walk.next == IPPROTO_SCTP && l4.type == SCTP_INIT;
+	if (walk.next == IPPROTO_SCTP) {
+		subject->opens = l4.type == SCTP_INIT;
+		subject->answers = l4.type == SCTP_INIT_ACK	? ANSWER_FIRST
+				   : l4.type == SCTP_COOKIE_ACK ? ANSWER_LAST
+								: 0;
+	}
 	set_ends(subject, direction, l4.source_port, l4.destination_port);
 	return KIND_FLOW;
 }
 
 /* The connection that an ICMP error speaks of: the packet that it quotes went the other way. Returns -1 where
  * that has no ports to be known by. */
-static __always_inline int parse_quoted(struct __sk_buff *skb, const struct subject *subject,
-					struct subject *quoted)
+__noinline int parse_quoted(struct __sk_buff *skb, const struct subject *subject, struct subject *quoted)
 {
-	__u8 direction = !subject->direction;
-	struct walk walk = {.offset = subject->quoted_offset};
+	struct walk walk = {};
 	struct l4 l4 = {};
+	__u8 direction;
+
+	if (!skb || !subject || !quoted)
+		return -1;
+	direction = !subject->direction;
+	walk.offset = subject->quoted_offset;
 
 	if (subject->key.protocol == IPPROTO_ICMP) {
 		struct iphdr ip;
@@ -403,7 +448,8 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct subj
 	} else {
 		struct ipv6hdr ip;
 
-		if (bpf_skb_load_bytes(skb, walk.offset, &ip, sizeof(ip)) || ip.version != 6)
+		if (bpf_skb_load_bytes(skb, walk.offset, &ip, sizeof(ip)) || ip.version != 6 ||
+		    is_mapped(ip.saddr) || is_mapped(ip.daddr))
 			return -1;
 		address_from_ipv6(source_of(&quoted->key, direction), ip.saddr);
 		address_from_ipv6(destination_of(&quoted->key, direction), ip.daddr);

@@ -118,10 +118,8 @@ __noinline int renew(struct track *track, const struct subject *subject, struct 
 	protocol = subject->key.protocol;
 	if (track->generation == subject->generation)
 		return !(track->flags & TRACK_CUT);
-	if (!(track->flags & TRACK_EXEMPT)) {
+	if (!(track->flags & TRACK_EXEMPT))
 		reason = judge(subject, track->direction, outcome);
-		track->rule = outcome->rule;
-	}
 	track->generation = subject->generation;
 	outcome->fresh = outcome->audited;
 	if (reason >= POLICY_FIRST_DROP) {
@@ -129,6 +127,9 @@ __noinline int renew(struct track *track, const struct subject *subject, struct 
 			cut(track, protocol, now);
 		return false;
 	}
+	/* Of one that is cut: which rule had allowed it. */
+	if (!(track->flags & TRACK_EXEMPT))
+		track->rule = outcome->rule;
 	if (track->flags & TRACK_CUT)
 		set_state(track, protocol, track->state);
 	return true;
@@ -177,13 +178,36 @@ __noinline int judge_new(const struct subject *subject, struct outcome *outcome)
 	return reason;
 }
 
+#define TRACK_WAS_ASKED (TRACK_ASKED | TRACK_ASKED_EXEMPT)
+
+/* Makes a row that of the connection that was asked for the other way round. Returns whether policies allow
+ * it still. */
+static __always_inline bool turn_round(struct track *track, const struct subject *subject,
+				       struct outcome *outcome, __u64 now)
+{
+	__u8 flags = track->flags & TRACK_ASKED_EXEMPT ? TRACK_EXEMPT : 0;
+
+	track->flags &= ~TRACK_WAS_ASKED;
+	outcome->rule = 0;
+	if (!flags && judge(subject, !(subject->direction & 1), outcome) >= POLICY_FIRST_DROP)
+		return false;
+	track->direction = !(subject->direction & 1);
+	track->flags = flags;
+	track->rule = outcome->rule;
+	track->generation = subject->generation;
+	track->last_seen_ns = now;
+	set_state(track, subject->key.protocol,
+		  subject->key.protocol == IPPROTO_TCP ? TRACK_REPLIED : TRACK_OPEN);
+	return true;
+}
+
 /* A packet whose connection is known by its key: why it passes or not. */
 __noinline int follow(const struct subject *subject, struct outcome *outcome)
 {
 	__u64 now = bpf_ktime_get_coarse_ns(), until = 0;
 	struct track *track;
 	struct track_key key;
-	bool allowed = false;
+	bool allowed = false, reverse;
 	int reason;
 
 	if (!subject || !outcome)
@@ -193,11 +217,28 @@ __noinline int follow(const struct subject *subject, struct outcome *outcome)
 	track = find_track(&key, now);
 	if (track) {
 		allowed = renew(track, subject, outcome, now);
-		if (allowed && !(subject->opens && ((subject->direction & 1) != (track->direction & 1) ||
-						    track->state >= TRACK_CLOSING))) {
+		reverse = (subject->direction & 1) != (track->direction & 1);
+		if (!reverse && track->flags & TRACK_WAS_ASKED &&
+		    subject->answers & (allowed ? ANSWER_LAST : ANSWER_FIRST) &&
+		    turn_round(track, subject, outcome, now))
+			return POLICY_ESTABLISHED;
+		if (allowed && !(subject->opens && (reverse || track->state >= TRACK_CLOSING))) {
 			step(track, subject, now);
 			outcome->rule = track->rule;
 			return POLICY_ESTABLISHED;
+		}
+		/* What asks for a connection the other way round is judged by itself. That it asked makes it
+		 * none: its end may be in the middle of this one, and goes on with it. */
+		if (subject->opens && reverse) {
+			outcome->audited = false;
+			reason = judge_new(subject, outcome);
+			if (reason < POLICY_FIRST_DROP && !is_icmp(subject->key.protocol)) {
+				track->flags = (track->flags & ~TRACK_WAS_ASKED) |
+					       (subject->exempt ? TRACK_ASKED_EXEMPT : TRACK_ASKED);
+				if (subject->key.protocol == IPPROTO_TCP)
+					track->last_seen_ns = now;
+			}
+			return reason;
 		}
 		/* Only what asks for a new connection is judged as one, and TCP says so. */
 		if (!allowed && !(subject->key.protocol == IPPROTO_TCP && subject->opens)) {

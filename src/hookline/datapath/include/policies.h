@@ -48,7 +48,7 @@ enum policy_reason {
 	/* Dropped: from here on. */
 	POLICY_NO_RULE,		 /* isolated, and no rule allows it */
 	POLICY_CUT,		 /* of a connection that was allowed once */
-	POLICY_SPOOFED_SOURCE,	 /* from a pod that does not have that address */
+	POLICY_SPOOFED_SOURCE,	 /* from where that address is not */
 	POLICY_UNKNOWN_ENDPOINT, /* from or to an interface that has no row */
 	POLICY_NOT_IP,		 /* neither IP nor ARP, and the pod is isolated */
 	POLICY_MALFORMED_IPV4,
@@ -59,6 +59,7 @@ enum policy_reason {
 	POLICY_TINY_FRAGMENT,	  /* RFC 1858: one that would overwrite TCP's flags */
 	POLICY_UNKNOWN_FRAGMENT,  /* its first fragment was not seen, and without ports no rule allows it */
 	POLICY_INTERNAL,	  /* maps that are not there */
+	POLICY_VLAN, /* a tag behind the one that the kernel took off: it is not seen what is in it */
 	POLICY_REASONS,
 };
 
@@ -151,6 +152,10 @@ enum track_flags {
 	TRACK_FIN_EGRESS = 4 << DIRECTION_EGRESS,
 	TRACK_CUT = 16,	   /* not allowed any more */
 	TRACK_EXEMPT = 32, /* no policy is asked: the node's own, or what it forwards in its own name */
+	/* An end asked for a connection the other way round, and was allowed to; if the other one agrees,
+	 * that is what the row is about from then on. */
+	TRACK_ASKED = 64,
+	TRACK_ASKED_EXEMPT = 128, /* no policy had to allow it */
 };
 
 struct track {
