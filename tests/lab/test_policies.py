@@ -21,8 +21,8 @@ from hookline import api, bpf, cli, net
 from hookline.control import Covered, DoesNotFit, Node, NotThere, tables
 from hookline.datapath.firewall.firewall import FOLDER
 from hookline.lab import Lab, ProbeFailed
-from hookline.model import Resource, parse
-from hookline.model.names import NodeName
+from hookline.model import Pod, Resource, parse
+from hookline.model.names import NodeName, pod_netns
 from tests.lab.agents import AgentProcess, until
 from tests.lab.conftest import document, lab_with, pod
 
@@ -179,7 +179,7 @@ def test_host_policy(place: Lab, node: Node, family: int, protocol: str) -> None
         assert asks(place, "external/client", "node/node-1", version, protocol, port)
         assert asks(place, "node/node-2", "node/node-1", version, protocol, port)
         node.apply(host_policy("here", ingress=[rule]))
-        assert programs(node) == {"from_wire", "to_wire"}
+        assert programs(node) == {"from_wire", "to_wire", "from_pod", "to_pod"}, "sources of pods are checked"
         assert asks(place, "external/client", "node/node-1", version, protocol, port)
         assert not asks(place, "node/node-2", "node/node-1", version, protocol, port)
         assert asks(place, "default/a", "node/node-1", version, protocol, port), (
@@ -949,6 +949,44 @@ def test_a_pod_that_is_not_served_is_said(place: Lab, node: Node) -> None:
     node.delete(["Pod/default/ghost"])
     assert node.repair().problems == []
     assert not reaches(place, "external/client", "default/b", "tcp", 4)
+
+
+def test_a_pod_whose_families_come_by_different_interfaces(place: Lab, node: Node) -> None:
+    """Its policies are on both, and what it sends by either is its own."""
+    served = next(one for one in place.resources() if str(one.reference) == "Pod/default/b")
+    assert isinstance(served, Pod)
+    six = next(str(one) for one in served.addresses if one.version == 6)
+    inside = place.first_node.netns, pod_netns(place.first_node.lab or "", "default", "b")
+    assert inside[0]
+    commands = (
+        (
+            f"link add two0 type veth peer name two1 netns {inside[1].name}\n"
+            "link set two0 up\naddress add fe80::77/64 dev two0 nodad\n"
+            f"route add {six}/128 dev two0 metric 1\n"
+        ),
+        (
+            f"link set two1 up\naddress add {six}/128 dev two1 nodad\n"
+            "route add default via fe80::77 dev two1 metric 1\n"
+        ),
+    )
+    try:
+        for namespace, lines in zip(inside, commands, strict=True):
+            subprocess.run(
+                ["ip", "-netns", namespace.name, "-batch", "-"], input=lines, text=True, check=True
+            )
+        assert node.repair().problems == []
+        applied = node.apply(policy("b", {"app": "b"}, ingress=[{}]))
+        assert applied.plan.warnings == []
+        on_b = {one.interface for one in node.attachments()}
+        assert "two0" in on_b
+        assert len(on_b) == 3, "of a, and two of b"
+        for family in (4, 6):
+            assert reaches(place, "external/client", "default/b", "tcp", family, patience_s=3)
+        node.apply(policy("b", {"app": "b"}))
+        for family in (4, 6):
+            assert not reaches(place, "external/client", "default/b", "tcp", family)
+    finally:
+        subprocess.run(["ip", "-netns", inside[0].name, "link", "del", "two0"], check=False)
 
 
 @FAMILIES

@@ -16,7 +16,7 @@ from hookline.policy import Direction, PolicyRow
 Address = IPv4Address | IPv6Address
 
 ANY, WORLD, OWN_NODE = 0, 1, 2
-WITH_PORTS = frozenset({6, 17, 132})
+WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 _ALL = (1 << 128) - 1
 
 

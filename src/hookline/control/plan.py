@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
 from hookline.control.catalogue import Catalogue
@@ -173,7 +174,7 @@ class PolicyDraft:
         wanted: Whether the firewall is to be on the node.
         stays: The firewall stays as it is, as the state was lost and what it enforces is not known.
         interfaces: Where the programs are to be.
-        ports: Interface and its index by pod.
+        ports: Interface and its index by pod and address; one pod's may have one each.
         in_step: The programs are where they are to be.
         problems: Pods that are not served.
     """
@@ -184,7 +185,7 @@ class PolicyDraft:
     compiled: Compiled | None = None
     rows: Rows = field(default_factory=Rows)
     interfaces: Mapping[str, Role] = field(default_factory=dict)
-    ports: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    ports: Mapping[str, Mapping[IPv4Address | IPv6Address, tuple[str, int]]] = field(default_factory=dict)
     in_step: bool = False
     problems: list[str] = field(default_factory=list)
 

@@ -6,7 +6,8 @@ are missing; `undo` goes back to the rows before, should the rest of the change 
 sockets of connections that are not allowed any more; their packets are dropped from the step on.
 
 - The firewall is on a node only while a policy is: a NetworkPolicy puts it on the interface of every pod of the node, also of
-  those that no policy selects; a HostPolicy that selects the node on the uplinks.
+  those that no policy selects; a HostPolicy that selects the node on the uplinks, and on the pods' interfaces, too: a pod that
+  sends with another's address could else be answered in the node's name.
 - An interface is a pod's by the node's own route to the pod's address. Rows name interfaces by their index, so an interface that
   was made anew is another one.
 - A process that is killed leaves rows and programs of the change before or of this one, never of both, as rows are shown by one
@@ -112,7 +113,7 @@ class Policies:
         self.problems: tuple[str, ...] = ()
         # Network namespaces by the ids by which the node's knows them; of one change.
         self._namespaces: dict[int, Path] | None = None
-        self._ports: dict[str, tuple[Pod, str, int]] = {}
+        self._ports: dict[str, tuple[Pod, Mapping[Address, tuple[str, int]]]] = {}
         self._uplinks: tuple[NodeConfig | None, tuple[str, ...]] | None = None
 
     # -- staying in step
@@ -214,13 +215,15 @@ class Policies:
         compiled = self._compile(world)
         draft.compiled = compiled
         is_host = "" in compiled.endpoints
-        local = [pod for pod in compiled.endpoints if pod] if world.policies else []
+        local = [pod for pod in compiled.endpoints if pod] if world.policies or is_host else []
         if full or self._held is None:
             self._ports = {}
         uplinks = self._known_uplinks(config, ask_uplinks, is_needed=is_host, again=False)
         draft.ports = self._find_ports(world, local, frozenset(uplinks), draft.problems, lenient=full)
         plan.warnings += draft.problems
-        interfaces: dict[str, Role] = {name: "pod" for name, _ in draft.ports.values()}
+        interfaces: dict[str, Role] = {
+            name: "pod" for ports in draft.ports.values() for name, _ in ports.values()
+        }
         interfaces.update(dict.fromkeys(uplinks if is_host else (), "uplink"))
         draft.interfaces = interfaces
         draft.wanted = bool(interfaces)
@@ -271,43 +274,45 @@ class Policies:
         problems: list[str],
         *,
         lenient: bool,
-    ) -> dict[str, tuple[str, int]]:
-        """Interface and index by pod; asked of the kernel for those that are new, moved or made anew."""
-        indexes = net.interface_indexes({port[1] for port in self._ports.values()})
-        known: dict[str, tuple[Pod, str, int]] = {}
+    ) -> dict[str, Mapping[Address, tuple[str, int]]]:
+        """Interface and index by pod and address; asked of the kernel for pods that are new, moved or made anew."""
+        indexes = net.interface_indexes(
+            {interface for _, ports in self._ports.values() for interface, _ in ports.values()}
+        )
+        known: dict[str, tuple[Pod, Mapping[Address, tuple[str, int]]]] = {}
         unknown: dict[str, Pod] = {}
         for name in local:
             resource, before = world.pods[name], self._ports.get(name)
             if (
                 before is not None
                 and (before[0] is resource or before[0].addresses == resource.addresses)
-                and indexes[before[1]] == before[2]
+                and all(indexes[interface] == index for interface, index in before[1].values())
             ):
-                known[name] = (resource, *before[1:])
+                known[name] = (resource, before[1])
             else:
                 unknown[name] = resource
         routes = net.routes_to(address for pod in unknown.values() for address in pod.addresses)
         for name, pod in unknown.items():
             found = {
-                route.interface
-                for route in (routes[address] for address in pod.addresses)
+                address: route.interface
+                for address, route in ((address, routes[address]) for address in pod.addresses)
                 if route.kind == "unicast" and route.gateway is None and route.interface not in uplinks
             }
-            if len(found) != 1:
-                problems.append(
-                    f"pod {name}: no policy is enforced: "
-                    + (
-                        f"{' and '.join(sorted(found))} both lead to it"
-                        if found
-                        else "no interface of this node leads to it"
-                    )
-                )
+            if not found:
+                problems.append(f"pod {name}: no policy is enforced: no interface of this node leads to it")
                 continue
-            interface = found.pop()
-            if index := net.interface_indexes([interface])[interface]:
-                known[name] = (pod, interface, index)
+            # An address that no route leads to is where another one of the pod's is.
+            first_one = next(iter(found.values()))
+            numbers = net.interface_indexes(set(found.values()))
+            if all(numbers.values()):
+                places = {address: found.get(address, first_one) for address in pod.addresses}
+                known[name] = (pod, {address: (place, numbers[place]) for address, place in places.items()})
         owners: dict[str, str] = {}
-        for name, (_, interface, _) in list(known.items()):
+        for name, interface in [
+            (name, interface)
+            for name, (_, ports) in known.items()
+            for interface in dict.fromkeys(interface for interface, _ in ports.values())
+        ]:
             if (first := owners.setdefault(interface, name)) != name:
                 what = f"pods {first} and {name} are both behind {interface}"
                 if not lenient:
@@ -317,22 +322,32 @@ class Policies:
                         remedy="route pods by interfaces of their own instead of a bridge",
                     )
                 problems.append(f"{what}: only the first one's policies are enforced")
-                del known[name]
+                known.pop(name, None)
         self._ports = known
-        return {pod: (interface, index) for pod, (_, interface, index) in known.items()}
+        return {pod: ports for pod, (_, ports) in known.items()}
 
     @staticmethod
     def _rows(
-        world: World, compiled: Compiled, ports: Mapping[str, tuple[str, int]], *, is_host: bool
+        world: World,
+        compiled: Compiled,
+        ports: Mapping[str, Mapping[Address, tuple[str, int]]],
+        *,
+        is_host: bool,
     ) -> Rows:
-        index_of = {pod: index for pod, (_, index) in ports.items()}
-        endpoints = {index_of[pod]: row for pod, row in compiled.endpoints.items() if pod in index_of}
+        index_of = {
+            (pod, packed(address)): index
+            for pod, places in ports.items()
+            for address, (_, index) in places.items()
+        }
+        endpoints = {
+            index: row for pod, row in compiled.endpoints.items() for _, index in ports.get(pod, {}).values()
+        }
         if is_host:
             endpoints[NODE_ITSELF] = compiled.endpoints[""]
         return Rows(
             endpoints,
             {
-                key: (identity, index_of.get(pod, 0) if pod else 0)
+                key: (identity, index_of.get((pod, key[0]), 0) if pod else 0)
                 for key, (identity, pod) in compiled.identities.items()
             },
             compiled.rules,
@@ -462,15 +477,16 @@ class Policies:
         """Has connections that are older than the firewall be judged as what they are, though their beginning was not seen."""
         there = {interface for _, interface in pinning.attached(self._pins / FOLDER)}
         older = []
-        for pod, (interface, index) in draft.ports.items():
-            place = self._namespace_of(pod, draft) if interface not in there else None
+        for pod, ports in draft.ports.items():
+            is_new = any(interface not in there for interface, _ in ports.values())
+            place = self._namespace_of(pod, draft) if is_new else None
             if place is None:
                 continue
             own = frozenset(draft.world.pods[pod].addresses)
             with suppress(net.NetworkError), net.inside(place):
                 older += [
                     Older(
-                        index,
+                        ports[one.local][1],
                         one.local,
                         one.remote,
                         one.local_port,
@@ -478,7 +494,7 @@ class Policies:
                         "egress" if one.opened else "ingress",
                     )
                     for one in net.connected_sockets((socket.IPPROTO_TCP,))
-                    if one.local in own and one.remote not in own
+                    if one.local in own and one.remote not in own and ports[one.local][0] not in there
                 ]
         held.firewall.remember(older)
 
@@ -574,7 +590,9 @@ class Policies:
             return pod_netns(self._name.lab, namespace, name)
         if self._namespaces is None:
             self._namespaces = net.namespaces_by_id()
-        return self._namespaces.get(net.link_numbers(draft.ports[pod][0]).get("netns", -1))
+        return self._namespaces.get(
+            net.link_numbers(next(iter(draft.ports[pod].values()))[0]).get("netns", -1)
+        )
 
     # -- repairing
 

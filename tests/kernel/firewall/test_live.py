@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from tests.kernel.firewall.scene import (
     Scene,
     allow,
 )
+from tests.kernel.loadbalancer.packets import Ends, udp
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -224,6 +226,49 @@ def test_a_pod_cannot_take_another_s_address(open_firewall: Open, scene: Scene) 
         with net.inside(scene.pod):
             subprocess.run(["ip", "address", "del", PEER[4] + "/32", "dev", "p0"], check=True)
     assert firewall.totals().reasons["egress", "spoofed_source"][0] == 1
+
+
+@VERSIONS
+def test_tags_behind_tags_do_not_hide_a_packet(open_firewall: Open, scene: Scene, version: int) -> None:
+    """The kernel takes tags of network 0 off one after the other, and delivers what is in there."""
+    firewall = open_firewall()
+    gate = Gate(firewall)
+    gate.rules(host=True, ingress=[], egress=[])
+    with bound(scene.node, NODE[version], socket.SOCK_DGRAM, 5000) as node:
+        node.settimeout(SILENCE_S)
+        with net.inside(scene.node):
+            shown = subprocess.run(
+                ["ip", "-j", "link", "show", "dev", "uplink"], check=True, capture_output=True
+            )
+        target = json.loads(shown.stdout)[0]["address"]
+        plain = udp(Ends(FAR[version], NODE[version], 5000, 5000, mac_destination=target))
+        with net.inside(scene.far):
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with wire:
+            with net.inside(scene.far):
+                wire.bind(("up", 0))
+
+            def send(*tags: bytes) -> None:
+                wire.send(plain[:12] + b"".join(tags) + plain[12:])
+
+            nothing, some = b"\x81\0\0\0", b"\x81\0\0\5"
+            send(nothing, nothing)
+            assert node.recv(100) == b"hello", "without the firewall"
+            firewall.activate({"uplink": "uplink"})
+            before = firewall.totals().reasons
+            send(nothing, nothing)
+            send(b"\x88\xa8\0\0", nothing)
+            # For a VLAN's device, which is not there.
+            send(some, nothing)
+            send(nothing)
+            with pytest.raises(TimeoutError):
+                node.recv(100)
+        after = firewall.totals().reasons
+        grown = {
+            why: after["ingress", why][0] - before.get(("ingress", why), (0, 0))[0]
+            for why in ("vlan", "no_rule")
+        }
+        assert grown == {"vlan": 2, "no_rule": 1}
 
 
 # Attaching
