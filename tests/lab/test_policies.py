@@ -956,8 +956,9 @@ def test_a_pod_whose_families_come_by_different_interfaces(place: Lab, node: Nod
     served = next(one for one in place.resources() if str(one.reference) == "Pod/default/b")
     assert isinstance(served, Pod)
     six = next(str(one) for one in served.addresses if one.version == 6)
-    inside = place.first_node.netns, pod_netns(place.first_node.lab or "", "default", "b")
-    assert inside[0]
+    netns = place.first_node.netns
+    assert netns
+    inside = netns, pod_netns(place.first_node.lab or "", "default", "b")
     commands = (
         (
             f"link add two0 type veth peer name two1 netns {inside[1].name}\n"
@@ -986,7 +987,7 @@ def test_a_pod_whose_families_come_by_different_interfaces(place: Lab, node: Nod
         for family in (4, 6):
             assert not reaches(place, "external/client", "default/b", "tcp", family)
     finally:
-        subprocess.run(["ip", "-netns", inside[0].name, "link", "del", "two0"], check=False)
+        subprocess.run(["ip", "-netns", netns.name, "link", "del", "two0"], check=False)
 
 
 @FAMILIES
