@@ -7,6 +7,7 @@ import errno
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -751,6 +752,43 @@ def test_plan_says_what_is_cut_and_changes_nothing(place: Lab, node: Node) -> No
         assert plan.policies is not None
         assert plan.policies.connections_cut == 1
         assert exchanges(one)
+
+
+@FAMILIES
+def test_only_what_is_open_and_turns_forbidden_counts_as_cut(place: Lab, node: Node, family: int) -> None:
+    node.apply(policy("b", {"app": "b"}, ingress=[from_app("a")]))
+    node.apply(policy("c", {"app": "none"}))
+    asked = policy("b", {"app": "b"}, ingress=[from_app("c")])
+    version = socket.AF_INET if family == 4 else socket.AF_INET6
+    with (
+        serving(place, "default/b", version, "tcp", 6071),
+        serving(place, "default/b", version, "udp", 6071),
+    ):
+        with connect(place, "default/a", "default/b", version, "tcp", 6071) as over:
+            assert exchanges(over)
+            over.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+        wait_for(
+            lambda: any(one.destination_port == 6071 and one.state == "closed" for one in node.tracked())
+        )
+        plan = node.plan(asked)
+        assert plan.policies is not None
+        assert plan.policies.connections_cut == 0, "a connection that is over cannot be cut"
+        tcp = connect(place, "default/a", "default/b", version, "tcp", 6071)
+        udp = connect(place, "default/a", "default/b", version, "udp", 6071)
+        with tcp, udp:
+            assert exchanges(tcp)
+            assert exchanges(udp)
+            for change in (node.plan(asked), node.apply(asked).plan):
+                assert change.policies is not None
+                assert change.policies.connections_cut == 2, "each once, though both its pods are here"
+            for other in (
+                node.plan(policy("c", {"app": "none"}, ingress=[from_app("c")])),
+                node.plan(policy("b", {"app": "b"})),
+                node.apply(policy("b", {"app": "b"})).plan,
+                node.delete(["NetworkPolicy/default/c"]).plan,
+                node.apply(policy("c", {"app": "none"})).plan,
+            ):
+                assert other.policies is None or not other.policies.connections_cut, "cut before"
 
 
 def test_drift_is_repaired(place: Lab, node: Node) -> None:

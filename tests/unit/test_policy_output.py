@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hookline.cli import _describe, _documents, _tables
+from hookline.cli import _describe, _documents, _tables, objects
+from hookline.control.plan import Plan, PolicyChange
 from hookline.model import Resource
 from hookline.sources import files
 
@@ -85,3 +86,17 @@ def test_a_host_policy_is_described_in_words(capsys: pytest.CaptureFixture[str])
     assert ["nodes", "{role=edge}"] in lines
     assert ["default", "deny"] in lines
     assert any("nodeSelector {};" in " ".join(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (1, ["1 row of rules", "1 pod and 1 address are", "1 open connection would"]),
+        (2, ["2 rows of rules", "2 pods and 2 addresses are", "2 open connections would"]),
+    ],
+)
+def test_a_plan_counts_in_words(number: int, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    change = PolicyChange(rules_added=number, endpoints=number, identities=number, connections_cut=number)
+    objects._print_policies(Plan(resources=[], policies=change))
+    printed = capsys.readouterr().out
+    assert [one for one in said if one not in printed] == []

@@ -41,9 +41,9 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: 
         _print_plain(head, texts, numeric, indent)
 
 
-def count(number: int, thing: str) -> str:
-    """``1 backend``, ``2 backends``."""
-    return f"{number} {thing}" + ("" if number == 1 else "s")
+def count(number: int, thing: str, things: str = "") -> str:
+    """``1 backend``, ``2 backends``; a plural with more than an ``s`` is given."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def size(octets: int) -> str:

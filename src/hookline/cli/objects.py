@@ -456,7 +456,7 @@ def _say_other(node: AnyNode, kind: str, number: int) -> None:
 
 
 def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
-    from hookline.cli._output import print_json
+    from hookline.cli._output import count, print_json
 
     attachments = [
         {
@@ -489,10 +489,10 @@ def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
         print("nothing changed")
     change_of_policies = applied.plan.policies
     if change_of_policies is not None and change_of_policies.connections_cut:
-        print(f"{change_of_policies.connections_cut} connections that are not allowed any more cut")
+        print(f"{count(change_of_policies.connections_cut, 'connection')} not allowed any more: cut")
     if applied.plan.sockets_ended:
         print(
-            f"{applied.plan.sockets_ended} sockets of backends that are gone, or that are not allowed any more, ended"
+            f"{count(applied.plan.sockets_ended, 'socket')} ended: the backend is gone, or the connection not allowed any more"
         )
     _print_warnings(applied.plan)
 
@@ -532,7 +532,7 @@ def _print_policies(plan: Plan) -> None:
         print("  the firewall's programs are loaded")
     print(
         f"  {count(change.rules_added, 'row')} of rules added, {change.rules_removed} removed; "
-        f"{count(change.endpoints, 'pod')} and {count(change.identities, 'address')} are judged otherwise"
+        f"{count(change.endpoints, 'pod')} and {count(change.identities, 'address', 'addresses')} are judged otherwise"
     )
     if change.connections_cut is not None:
         print(f"  {count(change.connections_cut, 'open connection')} would be cut")

@@ -103,3 +103,22 @@ def no_longer_allowed(rows: Rows, tracked: Iterable[Tracked]) -> list[Tracked]:
     """The connections that these rows do not allow, those among them that are cut already too."""
     judge = Judge(rows)
     return [one for one in tracked if one.cut or not (one.exempt or judge.is_allowed(one))]
+
+
+def cut_by(before: Rows, after: Rows, tracked: Iterable[Tracked]) -> set[frozenset[tuple[Address, int]]]:
+    """The open connections that a change of rows forbids, each by its two ends and so once, wherever it is known.
+
+    What is over is not open, and what was forbidden before is not this change's doing. An end without a row before was
+    not looked at, and could have any connection.
+
+    Args:
+        before: The rows that the change replaces, ``after`` the new ones.
+        tracked: The connections, before the change or after it: then its own cuts may be among them.
+    """
+    old, new = Judge(before), Judge(after)
+    return {
+        frozenset(((one.local, one.local_port), (one.remote, one.remote_port)))
+        for one in tracked
+        if not (one.exempt or one.state == "closed" or new.is_allowed(one))
+        and (one.interface not in before.endpoints or old.is_allowed(one))
+    }

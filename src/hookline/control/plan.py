@@ -67,7 +67,7 @@ class PolicyChange:
         loads: Its programs are loaded.
         endpoints: Pods, and the node itself, whose rule sets are others.
         identities: Addresses and prefixes that are of another class.
-        connections_cut: Open connections that are not allowed any more; None: not worked out.
+        connections_cut: Open connections that this change forbids; None: not worked out.
     """
 
     detaches: bool = False
@@ -173,6 +173,7 @@ class PolicyDraft:
     Attributes:
         wanted: Whether the firewall is to be on the node.
         stays: The firewall stays as it is, as the state was lost and what it enforces is not known.
+        before: The rows that were in force when it was carried out.
         interfaces: Where the programs are to be.
         ports: Interface and its index by pod and address; one pod's may have one each.
         in_step: The programs are where they are to be.
@@ -184,6 +185,7 @@ class PolicyDraft:
     stays: bool = False
     compiled: Compiled | None = None
     rows: Rows = field(default_factory=Rows)
+    before: Rows = field(default_factory=Rows)
     interfaces: Mapping[str, Role] = field(default_factory=dict)
     ports: Mapping[str, Mapping[IPv4Address | IPv6Address, tuple[str, int]]] = field(default_factory=dict)
     in_step: bool = False

@@ -33,7 +33,7 @@ import numpy as np
 from hookline import bpf, net
 from hookline.control._errors import ControlError, DoesNotFit
 from hookline.control.drift import Repair, link_drift, link_state, pinned_names
-from hookline.control.judging import no_longer_allowed
+from hookline.control.judging import cut_by, no_longer_allowed
 from hookline.control.placement import packed
 from hookline.control.plan import Plan, PolicyChange, PolicyDraft, Usage
 from hookline.control.state import State
@@ -408,7 +408,8 @@ class Policies:
         if held is None or plan.policies is None or plan.policies.detaches or draft.stays:
             return
         found = [one for one in held.firewall.tracked() if not one.cut] if not held.firewall.fresh else []
-        plan.policies.connections_cut = len(no_longer_allowed(draft.rows, found))
+        assert held.rows is not None
+        plan.policies.connections_cut = len(cut_by(held.rows, draft.rows, found))
 
     # -- carrying out
 
@@ -433,6 +434,7 @@ class Policies:
         else:
             self._undo = partial(driver.remove, self._pins)
         held.settled = False
+        draft.before = held.rows or Rows()
         held.generation = held.firewall.commit(draft.rows)
         held.rows = draft.rows
         if draft.in_step:
@@ -540,9 +542,12 @@ class Policies:
         if plan.policies is not None and not plan.policies and held.looked_for_cut:
             return
         held.looked_for_cut = True
-        doomed = no_longer_allowed(draft.rows, held.firewall.tracked())
+        tracked = list(held.firewall.tracked())
+        doomed = no_longer_allowed(draft.rows, tracked)
         if plan.policies is not None:
-            plan.policies.connections_cut = len({_ends(one) for one in doomed})
+            # A packet after the step may have cut its connection already; those cut by the generations before are not news.
+            news = [one for one in tracked if not one.cut or one.generation == held.generation]
+            plan.policies.connections_cut = len(cut_by(draft.before, draft.rows, news))
         self._destroy(doomed, draft, plan)
 
     def _destroy(self, doomed: Sequence[Tracked], draft: PolicyDraft, plan: Plan) -> None:
@@ -806,7 +811,3 @@ def _covers(rows: Rows, before: Rows) -> bool:
     return all(
         rows.endpoints.get(index) == row for index, row in before.endpoints.items() if row != PolicyRow()
     )
-
-
-def _ends(one: Tracked) -> frozenset[tuple[Address, int]]:
-    return frozenset(((one.local, one.local_port), (one.remote, one.remote_port)))
