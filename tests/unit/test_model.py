@@ -445,6 +445,16 @@ def test_find_kind() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"])
+def test_policies_of_the_whole_cluster_are_no_misspelling(kind: str) -> None:
+    with pytest.raises(InvalidResource) as caught:
+        model.parse(
+            {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": kind, "metadata": {"name": "a"}}
+        )
+    assert f'kind: "{kind}" is not supported' in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
 def test_words_for_kinds_are_unique() -> None:
     words = [
         word

@@ -265,8 +265,10 @@ def test_what_stands_beside_tables_holds_for_all_of_them(read: Any) -> None:
 
 
 def test_no_table_is_an_error(read: Any) -> None:
-    with pytest.raises(TrialError, match="nothing to try"):
+    with pytest.raises(TrialError, match="nothing to try") as caught:
         read(pod("a"))
+    shown = Path(__file__).parents[2] / (caught.value.remedy or "").split()[0]
+    assert "kind: PolicyTest" in shown.read_text()
 
 
 def test_tables_that_one_network_cannot_hold_are_tried_in_several(read: Any) -> None:

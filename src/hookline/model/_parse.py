@@ -33,6 +33,11 @@ from hookline.model._resource import Resource, registered, supported_kinds
 # Errors that concern a key rather than its value: a null there is no value left out.
 ABOUT_KEYS = frozenset({"missing", "extra_forbidden", "invalid_key"})
 NO_RANGE = (None, None)
+# Kinds that are no misspelling of another, though their names are near to one: it would not mean the same.
+_NO_TIERS = "Its tiers and its Deny have no place in NetworkPolicy, which is another kind."
+NOT_SUPPORTED = dict.fromkeys(
+    ("ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"), _NO_TIERS
+)
 
 
 def parse(document: object, origin: Origin | None = None, *, locate: Locate | None = None) -> Resource:
@@ -108,6 +113,14 @@ def _kind_of(document: dict[Any, Any], origin: Origin | None, locate: Locate | N
             locate,
         )
     names = [kind.kind for kind in kinds]
+    if name in NOT_SUPPORTED:
+        raise _invalid(
+            f"{value_text(name)} is not supported",
+            f"{NOT_SUPPORTED[name]} Supported: {', '.join(names)}",
+            ("kind",),
+            origin,
+            locate,
+        )
     raise _invalid(
         f"{value_text(name)} is not a kind that Hookline knows",
         " ".join(filter(None, (did_you_mean(name, names), f"Supported: {', '.join(names)}"))),

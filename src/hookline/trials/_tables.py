@@ -100,7 +100,7 @@ def read_tables(paths: Iterable[str | os.PathLike[str]]) -> list[Step]:
         raise TrialError(
             "there is nothing to try",
             why=f"{', '.join(named) or 'no file'} holds no PolicyTest",
-            remedy="examples/policy-test.yaml shows one",
+            remedy="examples/policies/policytest.yaml shows one",
         )
     raw = [one for table in tables for one in _raw_steps(table, others)]
     return list(_Addressing(raw).steps())
