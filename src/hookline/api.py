@@ -22,7 +22,7 @@ from hookline import control, lab
 from hookline.control import Recovery
 from hookline.errors import HooklineError
 from hookline.lab import Lab, LabError
-from hookline.model import NodeConfig, Resource, parse
+from hookline.model import HostPolicy, NetworkPolicy, NodeConfig, Pod, Resource, parse
 from hookline.model.names import NodeName
 
 if TYPE_CHECKING:
@@ -33,7 +33,16 @@ PathLike = str | os.PathLike[str]
 AnyNode = Union["Node", "RemoteNode"]
 """A node, worked on by this process or by its agent: the same calls."""
 
-__all__ = ["AnyNode", "Node", "add_pod", "lab_down", "lab_up", "open_node", "refresh_lab"]
+__all__ = [
+    "AnyNode",
+    "Node",
+    "add_pod",
+    "lab_down",
+    "lab_up",
+    "open_node",
+    "refresh_lab",
+    "selected_elsewhere",
+]
 
 OWNER = "lab"
 """What owns the objects that a lab's nodes have from their lab."""
@@ -143,8 +152,8 @@ def lab_up(
     """Makes a lab, tells its nodes who is there, and applies what else the files hold.
 
     Every node gets the lab's Namespaces, Nodes, Pods and ExternalHosts, owned by the lab, so that selectors find pods. A
-    NodeConfig is applied to the node of its name, all other kinds to the first node, as if ``apply`` had read them from the
-    same file.
+    NodeConfig is applied to the node of its name, policies (`NetworkPolicy`, `HostPolicy`) to every node, as a cluster has them,
+    all other kinds to the first node: as if ``apply`` had read them from the same file.
 
     Args:
         what: Files, folders or resources.
@@ -242,13 +251,52 @@ def refresh_lab(name: str = "lab") -> Lab:
     return found
 
 
+def selected_elsewhere(node: AnyNode, references: Iterable[str]) -> Mapping[str, list[str]]:
+    """The pods on other nodes of a lab that these policies of one node select; this node does nothing for them.
+
+    Args:
+        node: A lab's; any other has no neighbours that this machine knows.
+        references: Of objects that the node has; what is no `NetworkPolicy` is passed over.
+
+    Returns:
+        ``NAMESPACE/POD on NODE`` by reference, for policies that select any.
+    """
+    from hookline.policy import selects
+
+    if node.name.lab is None:
+        return {}
+    resources = node.resources()
+    wanted = set(references)
+    pods = [
+        one
+        for one in resources
+        if isinstance(one, Pod)
+        and not (one.has_ended or one.spec.host_network)
+        and one.spec.node_name != node.name.node
+    ]
+    found = {}
+    for one in resources:
+        if isinstance(one, NetworkPolicy) and one.reference in wanted:
+            there = [
+                f"{pod.namespace}/{pod.name} on {pod.spec.node_name}"
+                for pod in pods
+                if pod.namespace == one.namespace and selects(one.spec.pod_selector, pod.labels)
+            ]
+            if there:
+                found[one.reference] = there
+    return found
+
+
 def _by_node(
     made: Lab, resources: Iterable[Resource], say: Callable[[str], None]
 ) -> Mapping[NodeName, list[Resource]]:
     names = {member.name for member in made.nodes}
     found: dict[NodeName, list[Resource]] = {}
     for resource in resources:
-        if not isinstance(resource, NodeConfig):
+        if isinstance(resource, NetworkPolicy | HostPolicy):
+            for name in sorted(names):
+                found.setdefault(NodeName(made.name, name), []).append(resource)
+        elif not isinstance(resource, NodeConfig):
             found.setdefault(made.first_node, []).append(resource)
         elif resource.name in names:
             found.setdefault(NodeName(made.name, resource.name), []).append(resource)

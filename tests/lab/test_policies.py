@@ -1073,3 +1073,31 @@ def test_an_agent_keeps_policies_and_counts(place: Lab, node: Node, tmp_path: Pa
         until("the change is carried out", lambda: not reaches(place, "default/a", "default/b", "tcp", 4))
     finally:
         agent.clear()
+
+
+def test_a_lab_has_its_policies_on_every_node_and_apply_says_where_one_is_not(
+    unique_name: Callable[[], str], tmp_path: Path
+) -> None:
+    members = (labelled("a", "a"), labelled("c", "c", "node-2"), policy("all", {}))
+    with lab_with(unique_name(), *members, nodes=2) as made:
+        for protocol in PORTS:
+            for family in (4, 6):
+                for target in ("default/a", "default/c"):
+                    assert not reaches(made, "external/client", target, protocol, family)
+        for text, warned in (
+            ("{app: c}", "selects pods on others too: default/c on node-2"),
+            ("{app: a}", ""),
+        ):
+            file = tmp_path / "policy.yaml"
+            file.write_text(
+                "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: late}, "
+                f"spec: {{podSelector: {{matchLabels: {text}}}}}}}"
+            )
+            done = subprocess.run(
+                [sys.executable, "-m", "hookline", "apply", "-f", str(file), "--node", f"lab/{made.name}"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            assert warned in done.stderr
+            assert ("NetworkPolicy/default/late is applied to" in done.stderr) == bool(warned)

@@ -41,7 +41,7 @@ def up(
 ) -> None:
     """Make a lab: a network namespace for every node, pod and machine outside, and a server on every port.
 
-    What else the files hold (services, a NodeConfig) is applied to the lab's first node, a NodeConfig to its own.
+    Policies in the files are applied to every node, a NodeConfig to its own, what else they hold (services) to the first node.
 
     \b
     Examples:

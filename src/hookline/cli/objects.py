@@ -69,6 +69,7 @@ def apply(
                 _print_plan(opened, plan)
             return
         applied = opened.apply(files, prune=prune)
+        _warn_of_pods_elsewhere(opened, applied.plan)
         _show_applied(opened, applied, as_json=as_json)
 
 
@@ -495,6 +496,23 @@ def _show_applied(node: AnyNode, applied: Applied, *, as_json: bool) -> None:
             f"{count(applied.plan.sockets_ended, 'socket')} ended: the backend is gone, or the connection not allowed any more"
         )
     _print_warnings(applied.plan)
+
+
+def _warn_of_pods_elsewhere(node: AnyNode, plan: Plan) -> None:
+    """Who applies a policy to one node of a lab may believe pods on the others covered."""
+    policies = [
+        one.reference
+        for one in plan.resources
+        if one.action != "remove" and one.reference.startswith("NetworkPolicy/")
+    ]
+    if node.name.lab is None or not policies:
+        return
+    from hookline import api
+
+    for reference, pods in api.selected_elsewhere(node, policies).items():
+        plan.warnings.append(
+            f"{reference} is applied to node {node.name} alone, and selects pods on others too: {', '.join(pods)}"
+        )
 
 
 def _print_warnings(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from hookline.policy._compiled import Compiled, PolicyRow, RuleSource
 from hookline.policy._compiler import Compiler
 from hookline.policy._decision import PROTOCOLS, Decision, Direction, Probe, Side
 from hookline.policy._errors import PolicyError, TooManyRows
-from hookline.policy._evaluate import Evaluator, Match, evaluate
+from hookline.policy._evaluate import Evaluator, Match, evaluate, selects
 from hookline.policy._impact import Impact, impact
 from hookline.policy._numbers import RuleNumbers
 from hookline.policy._words import peer_text, port_text, selector_text
@@ -39,4 +39,5 @@ __all__ = [
     "peer_text",
     "port_text",
     "selector_text",
+    "selects",
 ]
