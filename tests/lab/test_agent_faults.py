@@ -236,6 +236,8 @@ def test_nonsense_is_never_a_fault_of_the_agent(asked: AgentProcess) -> None:
         "resources",
         "services",
         "totals",
+        "policy-totals",
+        "rule-counts",
         "attachments",
         "apply",
         "plan",

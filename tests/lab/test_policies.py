@@ -353,6 +353,69 @@ def test_explain_names_audited_policies_that_would_deny(
     assert one.would_deny == {"egress": (), "ingress": ()}
 
 
+@FAMILIES
+@PROTOCOLS
+def test_rules_and_reasons_are_counted_where_people_look(
+    place: Lab,
+    node: Node,
+    family: int,
+    protocol: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node.apply(policy("b", {"app": "b"}, ingress=[from_app("nobody"), from_app("a")]))
+
+    def shown(*words: str) -> str:
+        assert cli.run([*words, "--node", str(node.name)]) == 0
+        return capsys.readouterr().out
+
+    assert reaches(place, "default/a", "default/b", protocol, family)
+    assert not reaches(place, "default/c", "default/b", protocol, family)
+    described = json.loads(shown("describe", "networkpolicy", "b", "--json"))
+    lines = [line.split() for line in shown("describe", "networkpolicy", "b").splitlines()]
+    (row,) = (line.split() for line in shown("get", "networkpolicies").splitlines()[1:])
+    unused, used = described["item"]["rules"]
+    assert unused == {"direction": "ingress", "rule": 0, "packets": 0, "bytes": 0}
+    assert (used["direction"], used["rule"]) == ("ingress", 1)
+    assert used["packets"] >= 1
+    assert used["bytes"] >= 28 * used["packets"]
+    totals = described["totals"]
+    assert totals["verdicts"] is None, "nothing is balanced"
+    reasons = {(one["direction"], one["reason"]): one for one in totals["firewall"]["reasons"]}
+    dropped = reasons["ingress", "no_rule"]
+    assert dropped["verdict"] == "drop"
+    assert dropped["packets"] >= 1
+    assert reasons["ingress", "rule"]["verdict"] == "pass"
+    assert [line[-2:] for line in lines if line[:1] == ["1"]] == [[str(used["packets"]), str(used["bytes"])]]
+    assert [line[-2] for line in lines if line[:3] == ["ingress", "drop", "no_rule"]] == [
+        str(dropped["packets"])
+    ]
+    assert row[-1] == str(used["packets"])
+
+
+def test_an_agent_says_the_same_of_rules_and_reasons(
+    place: Lab, node: Node, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    node.apply(policy("b", {"app": "b"}, ingress=[from_app("a")]))
+    assert reaches(place, "default/a", "default/b", "tcp", 4)
+
+    def described() -> Any:
+        assert cli.run(["describe", "networkpolicy", "b", "--json", "--node", str(node.name)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    directly = described()
+    (tmp_path / "empty").mkdir()
+    agent = AgentProcess(place, tmp_path / "empty", tmp_path / "agent.log")
+    try:
+        agent.start()
+        by_agent = described()
+    finally:
+        agent.clear()
+    assert by_agent["item"]["rules"][0]["packets"] >= directly["item"]["rules"][0]["packets"] > 0
+    assert by_agent["totals"].keys() == directly["totals"].keys()
+    counted = {(one["direction"], one["reason"]) for one in by_agent["totals"]["firewall"]["reasons"]}
+    assert ("ingress", "rule") in counted
+
+
 def test_explain_follows_a_service_to_its_backends(place: Lab, node: Node) -> None:
     service = parse(
         {

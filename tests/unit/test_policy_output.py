@@ -9,6 +9,7 @@ import pytest
 
 from hookline.cli import _describe, _documents, _tables, objects
 from hookline.control.plan import Plan, PolicyChange
+from hookline.control.verdicts import RuleCount
 from hookline.model import Resource
 from hookline.sources import files
 
@@ -21,7 +22,7 @@ def example(name: str) -> Resource:
 
 def listed(resource: Resource, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """The columns of an object's row in its table."""
-    _tables.print_items(resource.kind, [_documents.item(resource, "file", {})])
+    _tables.print_items(resource.kind, [_documents.item(resource, "file", {}, {})])
     head, row = capsys.readouterr().out.splitlines()
     names = list(re.finditer(r"\S+", head))
     ends = [*(name.start() for name in names[1:]), None]
@@ -30,7 +31,7 @@ def listed(resource: Resource, capsys: pytest.CaptureFixture[str]) -> dict[str, 
 
 def described(resource: Resource, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     """The words of each line."""
-    item = _documents.item(resource, "file", {})
+    item = _documents.item(resource, "file", {}, {})
     _describe.print_item({"node": "host", "item": item, "totals": None, "attachments": []}, resource)
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
@@ -78,7 +79,7 @@ def test_rules_that_mean_nothing_are_said(capsys: pytest.CaptureFixture[str]) ->
     )
     lines = [" ".join(line) for line in described(files.loads(text)[0], capsys)]
     assert "egress: its rules mean nothing, since policyTypes has no Egress" in lines
-    assert "0 anybody any" in lines
+    assert "0 anybody any - -" in lines
 
 
 def test_a_host_policy_is_described_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,3 +101,13 @@ def test_a_plan_counts_in_words(number: int, said: list[str], capsys: pytest.Cap
     objects._print_policies(Plan(resources=[], policies=change))
     printed = capsys.readouterr().out
     assert [one for one in said if one not in printed] == []
+
+
+def test_what_rules_let_through_stands_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    resource = example("hostpolicy")
+    counts = {resource.reference: [RuleCount(resource.reference, "ingress", 0, 12, 3456)]}
+    item = _documents.item(resource, "file", {}, counts)
+    _describe.print_item({"node": "host", "item": item, "totals": None, "attachments": []}, resource)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-2:] for line in lines if line[:1] == ["0"]] == [["12", "3456"]]
+    assert all(line[-2:] == ["-", "-"] for line in lines if line[:1] == ["1"]), "which the node does not have"

@@ -15,6 +15,8 @@ import httpx
 from hookline.agent import _wire
 from hookline.agent._errors import AgentError, AgentHangs, from_wire
 from hookline.control import Applied, Covered, Generation, NotThere, Plan, PoolStatus, load
+from hookline.control.verdicts import RuleCount
+from hookline.datapath.firewall.firewall import Totals as FirewallTotals
 from hookline.datapath.loadbalancer.balancer import Attachment, Totals
 from hookline.model import Resource
 from hookline.model.names import NodeName
@@ -121,6 +123,15 @@ class RemoteNode:
     def totals(self) -> Totals | None:
         """The node's counters; None where nothing is loaded."""
         return _wire.TOTALS.validate_json(self._get("totals"))
+
+    def policy_totals(self) -> FirewallTotals | None:
+        """The firewall's counters by reason and direction, without those of rules; None where no policy is for this node."""
+        sent = _wire.POLICY_TOTALS.validate_json(self._get("policy-totals"))
+        return sent.totals() if sent is not None else None
+
+    def rule_counts(self) -> list[RuleCount]:
+        """As `hookline.control.Node.rule_counts`."""
+        return _wire.RULE_COUNTS.validate_json(self._get("rule-counts"))
 
     def attachments(self) -> list[Attachment]:
         """Where the node's programs are attached now."""

@@ -56,6 +56,8 @@ def application(agent: Agent) -> Starlette:
             Route("/v1/resources", api.answered(api.resources)),
             Route("/v1/services", api.answered(api.services)),
             Route("/v1/totals", api.answered(api.totals)),
+            Route("/v1/policy-totals", api.answered(api.policy_totals)),
+            Route("/v1/rule-counts", api.answered(api.rule_counts)),
             Route("/v1/attachments", api.answered(api.attachments)),
             Route("/v1/apply", api.answered(api.apply), methods=["POST"]),
             Route("/v1/plan", api.answered(api.plan), methods=["POST"]),
@@ -118,6 +120,14 @@ class _Api:
 
     async def totals(self, _: Request) -> Response:
         return _json(_wire.TOTALS.dump_json(await self._agent.worker.call(lambda node: node.totals())))
+
+    async def policy_totals(self, _: Request) -> Response:
+        found = await self._agent.worker.call(lambda node: node.policy_totals())
+        return _json(_wire.POLICY_TOTALS.dump_json(_wire.PolicyTotals.of(found)))
+
+    async def rule_counts(self, _: Request) -> Response:
+        found = await self._agent.worker.call(lambda node: node.rule_counts())
+        return _json(_wire.RULE_COUNTS.dump_json(found))
 
     async def attachments(self, _: Request) -> Response:
         found = await self._agent.worker.call(lambda node: node.attachments())

@@ -12,7 +12,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 
 from hookline.control import Applied, Covered, Generation, Plan, PoolStatus
+from hookline.control.verdicts import RuleCount
+from hookline.datapath.firewall.firewall import Totals as FirewallTotals
 from hookline.datapath.loadbalancer.balancer import Attachment, Totals
+from hookline.datapath.pinning import Direction
 from hookline.model import Origin, Resource, parse
 
 _BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -23,6 +26,7 @@ STATUSES: TypeAdapter[list[PoolStatus]] = TypeAdapter(list[PoolStatus], config=_
 GENERATIONS: TypeAdapter[list[Generation]] = TypeAdapter(list[Generation])
 TOTALS: TypeAdapter[Totals | None] = TypeAdapter(Totals | None)
 ATTACHMENTS: TypeAdapter[list[Attachment]] = TypeAdapter(list[Attachment])
+RULE_COUNTS: TypeAdapter[list[RuleCount]] = TypeAdapter(list[RuleCount])
 
 
 def dump_statuses(statuses: list[PoolStatus]) -> bytes:
@@ -68,6 +72,34 @@ class Update:
     whole: bool = False
 
 
+@dataclass(slots=True)
+class PolicyTotals:
+    """The firewall's counters without those of rules: JSON has no keys that are pairs."""
+
+    reasons: list[tuple[Direction, str, int, int]]
+    drops: list[str]
+    suppressed: int
+    lost: int
+
+    @classmethod
+    def of(cls, totals: FirewallTotals | None) -> PolicyTotals | None:
+        """Ready to be sent."""
+        if totals is None:
+            return None
+        reasons = [(*key, *pair) for key, pair in totals.reasons.items()]
+        return cls(reasons, sorted(totals.drops), totals.suppressed, totals.lost)
+
+    def totals(self) -> FirewallTotals:
+        """What was sent."""
+        return FirewallTotals(
+            {(direction, reason): (packets, octets) for direction, reason, packets, octets in self.reasons},
+            frozenset(self.drops),
+            suppressed=self.suppressed,
+            lost=self.lost,
+        )
+
+
+POLICY_TOTALS: TypeAdapter[PolicyTotals | None] = TypeAdapter(PolicyTotals | None)
 CHANGE = TypeAdapter(Change)
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 UPDATE: TypeAdapter[Update] = TypeAdapter(Update)

@@ -36,7 +36,8 @@ def print_item(document: Document, resource: Resource) -> None:
     status = item.get("status")
     if status is None:
         if isinstance(resource, NetworkPolicy | HostPolicy):
-            _print_policy(resource, fields)
+            _print_policy(resource, fields, item["rules"])
+            _print_firewall(document)
             return
         _print_fields(fields)
         _print_object(resource)
@@ -66,8 +67,11 @@ def _print_object(resource: Resource) -> None:
         print(f"  {line}")
 
 
-def _print_policy(policy: NetworkPolicy | HostPolicy, fields: list[tuple[str, str]]) -> None:
-    """A policy in words: whom it isolates, and what it allows them."""
+def _print_policy(
+    policy: NetworkPolicy | HostPolicy, fields: list[tuple[str, str]], counts: Sequence[Document]
+) -> None:
+    """A policy in words: whom it isolates, what it allows them, and what its rules let through, where the node has them."""
+    counted = {(one["direction"], one["rule"]): (one["packets"], one["bytes"]) for one in counts}
     spec = policy.spec
     if isinstance(spec, HostPolicySpec):
         fields.append(("nodes", selector_text(spec.node_selector)))
@@ -93,11 +97,28 @@ def _print_policy(policy: NetworkPolicy | HostPolicy, fields: list[tuple[str, st
                 str(number),
                 "; ".join(map(peer_text, rule.peers)) or "anybody",
                 " ".join(map(port_text, rule.ports)) or "any",
+                *counted.get((name, number), ("-", "-")),
             )
             for number, rule in enumerate(rules)
         ]
         if rows:
-            print_table(("RULE", head, "PORTS"), rows, indent=2)
+            print_table(("RULE", head, "PORTS", "PACKETS", "BYTES"), rows, indent=2)
+
+
+def _print_firewall(document: Document) -> None:
+    """What the node's firewall did with packets, by reason."""
+    totals = document["totals"]
+    firewall = totals["firewall"] if totals is not None else None
+    if firewall is None:
+        return
+    print(f"\nfirewall of node {document['node']}, all policies")
+    names = ("direction", "verdict", "reason", "packets", "bytes")
+    rows = [tuple(one[name] for name in names) for one in firewall["reasons"]]
+    print_table([name.upper() for name in names], rows, indent=2)
+    if firewall["lost"] or firewall["suppressed"]:
+        print(
+            f"  verdicts: {firewall['lost']} found no room, {firewall['suppressed']} were left out, as there were too many"
+        )
 
 
 def _print_pool(pool: Document) -> None:
@@ -123,8 +144,9 @@ def _print_pool(pool: Document) -> None:
 def _print_node(document: Document) -> None:
     totals = document["totals"]
     print(f"\nnode {document['node']}")
-    if totals is None:
-        print("  nothing is loaded")
+    if totals is None or totals["verdicts"] is None:
+        print("  nothing is loaded" if totals is None else "  nothing is balanced")
+        _print_firewall(document)
         return
     rows: list[tuple[str, str, int, int]] = []
     for name, counts in totals["verdicts"].items():
@@ -150,3 +172,4 @@ def _print_node(document: Document) -> None:
         [(one["program"], one["hook"], one["interface"]) for one in document["attachments"]],
         indent=2,
     )
+    _print_firewall(document)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hookline.api import AnyNode
     from hookline.control import BackendStatus, PoolStatus
+    from hookline.control.verdicts import RuleCount
     from hookline.model import Resource
 
 Document = dict[str, Any]
+
+POLICIES = ("NetworkPolicy", "HostPolicy")
 
 
 def statuses_by_service(node: AnyNode) -> dict[str, list[PoolStatus]]:
@@ -21,8 +24,22 @@ def statuses_by_service(node: AnyNode) -> dict[str, list[PoolStatus]]:
     return found
 
 
-def item(resource: Resource, source: str, statuses: Mapping[str, Sequence[PoolStatus]]) -> Document:
-    """One object: its names, what set it, itself, and a service's state in the kernel."""
+def counts_by_policy(node: AnyNode, resources: Iterable[Resource]) -> dict[str, list[RuleCount]]:
+    """What policies' rules let through on the node, by the policies' reference; nothing is asked where there are no policies."""
+    found: dict[str, list[RuleCount]] = {}
+    if any(resource.kind in POLICIES for resource in resources):
+        for one in node.rule_counts():
+            found.setdefault(one.policy, []).append(one)
+    return found
+
+
+def item(
+    resource: Resource,
+    source: str,
+    statuses: Mapping[str, Sequence[PoolStatus]],
+    counts: Mapping[str, Sequence[RuleCount]],
+) -> Document:
+    """One object: its names, what set it, itself, a service's state in the kernel, and what a policy's rules let through."""
     document: Document = {
         "reference": resource.reference,
         "kind": resource.kind,
@@ -34,6 +51,13 @@ def item(resource: Resource, source: str, statuses: Mapping[str, Sequence[PoolSt
     if hasattr(resource, "addresses") and resource.kind in ("VirtualService", "Service"):
         document["addresses"] = [str(address) for address in resource.addresses]
         document["status"] = _service(statuses.get(resource.reference, ()))
+    if resource.kind in POLICIES:
+        document["rules"] = [
+            {"direction": one.direction, "rule": one.rule, "packets": one.packets, "bytes": one.bytes}
+            for one in sorted(
+                counts.get(resource.reference, ()), key=lambda one: (one.direction != "ingress", one.rule)
+            )
+        ]
     return document
 
 
@@ -131,15 +155,43 @@ def backends(statuses: Iterable[PoolStatus]) -> list[Document]:
     ]
 
 
+BALANCER = (
+    "verdicts",
+    "drop_reasons",
+    "replies",
+    "handed_to_stack",
+    "answered",
+    "exceptions",
+    "sockets",
+)
+
+
 def totals(node: AnyNode) -> Document | None:
     """The node's counters; None where nothing is loaded."""
-    counted = node.totals()
-    if counted is None:
+    counted, judged = node.totals(), node.policy_totals()
+    if counted is None and judged is None:
         return None
 
     def pair(counts: tuple[int, int]) -> Document:
         return {"packets": counts[0], "bytes": counts[1]}
 
+    firewall = None
+    if judged is not None:
+        firewall = {
+            "reasons": [
+                {
+                    "direction": direction,
+                    "verdict": "drop" if reason in judged.drops else "pass",
+                    "reason": reason,
+                    **pair(counts),
+                }
+                for (direction, reason), counts in sorted(judged.reasons.items())
+            ],
+            "lost": judged.lost,
+            "suppressed": judged.suppressed,
+        }
+    if counted is None:
+        return dict.fromkeys(BALANCER) | {"firewall": firewall}
     return {
         "verdicts": {name: pair(counts) for name, counts in counted.verdicts.items()},
         "drop_reasons": {name: pair(counts) for name, counts in counted.reasons.items()},
@@ -148,6 +200,7 @@ def totals(node: AnyNode) -> Document | None:
         "answered": pair(counted.answered),
         "exceptions": dict(counted.exceptions),
         "sockets": dict(counted.sockets),
+        "firewall": firewall,
     }
 
 

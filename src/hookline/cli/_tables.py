@@ -237,6 +237,7 @@ def _policy_columns(who: str, selector: str) -> list[Column]:
         ("INGRESS", lambda item: len(_spec(item).get("ingress", []))),
         ("EGRESS", lambda item: len(_spec(item).get("egress", []))),
         ("MODE", _audited),
+        ("PACKETS", lambda item: sum(one["packets"] for one in item["rules"])),
     ]
 
 

@@ -139,7 +139,7 @@ def describe(
     node: NodeOption = "host",
     as_json: JsonOption = False,
 ) -> None:
-    """Show everything about one object.
+    """Show everything about one object; of a policy also what each of its rules let through on this node.
 
     For a service: its backends by port and family, their slots of the table beside the share that their weights ask
     for, notes on how they are reached; and the node's counters and the hooks that its programs are on.
@@ -158,7 +158,10 @@ def describe(
         document = {
             "node": str(opened.name),
             "item": _documents.item(
-                resource, opened.source_of(reference), _documents.statuses_by_service(opened)
+                resource,
+                opened.source_of(reference),
+                _documents.statuses_by_service(opened),
+                _documents.counts_by_policy(opened, [resource]),
             ),
             "totals": _documents.totals(opened),
             "attachments": _documents.attachments(opened),
@@ -351,8 +354,10 @@ def _show_resources(node: AnyNode, resources: Sequence[Resource], output: Output
         print(files.dump(resources), end="")
         return
     statuses = _documents.statuses_by_service(node)
+    counts = _documents.counts_by_policy(node, resources)
     items = [
-        _documents.item(resource, node.source_of(resource.reference), statuses) for resource in resources
+        _documents.item(resource, node.source_of(resource.reference), statuses, counts)
+        for resource in resources
     ]
     if output == "json":
         print_json({"node": str(node.name), "items": items})

@@ -103,8 +103,7 @@ class Obstacle:
 
     Attributes:
         kind: One word: ``policy``, ``policy_rows``, ``rp_filter``, ``no_route``, ``neighbour``, ``peer``, ``mtu``,
-            ``forwarding``, ``not_attached``,
-            ``cgroup``, ``no_port``.
+            ``forwarding``, ``not_attached``, ``cgroup``, ``no_port``.
         backend: Whose way it is in; empty: everybody's.
     """
 
