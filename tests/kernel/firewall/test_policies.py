@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
+from collections.abc import Callable
 from functools import cache
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from hookline.datapath.firewall.firewall import NODE_ITSELF, Rows, packed
+from hookline.datapath.firewall.firewall import NODE_ITSELF, Rows, Tunables, packed
 from hookline.model import Resource
 from hookline.policy import Compiled, Compiler, Evaluator, Probe, World
 from tests import policy_worlds as worlds
-from tests.kernel.firewall.scene import Gate, context
+from tests.kernel.firewall.scene import SMALL, Gate, context
 from tests.kernel.firewall.shapes import echo, sctp
 from tests.kernel.loadbalancer.packets import Ends, tcp, udp
 from tests.policy_worlds import Address
@@ -29,6 +32,12 @@ PEERS = [
         *(address for pair in worlds.NODE_ADDRESSES.values() for address in pair),
     )
 ]
+
+
+@pytest.fixture
+def gate(make_gate: Callable[[Tunables], Gate]) -> Gate:
+    """With room for all that a random world asks for."""
+    return make_gate(dataclasses.replace(SMALL, identities=1024, rules=16384, rule_counts=1024))
 
 
 @cache
