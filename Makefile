@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 export LC_ALL := C.UTF-8
 export DEBUG ARGS
 PYTHON := .venv/bin/python
+# The virtual machines first: nothing takes longer.
+TESTS := tests/vm tests/lab tests/kernel tests/unit
 C_SOURCES = $(shell find src tests tools examples -name node_modules -prune -o -name '*.[ch]' -print)
 
 .PHONY: help
@@ -21,7 +23,10 @@ demo: ## balance real traffic in a lab of network namespaces (about half a minut
 .PHONY: test
 test: ## unit, kernel and lab tests, and the core of the kernel tests on Linux 6.1 and 6.12
 	@tools/setup $@
-	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/vm tests/lab tests/kernel tests/unit $(ARGS)
+	@export HOOKLINE_TEST_RUN=t$$(od -An -N3 -tx1 /dev/urandom | tr -d ' '); \
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS) || { \
+		echo 'make test: what failed beside others is tried once more, alone; what was left behind still counts'; \
+		$(PYTHON) -m pytest --last-failed --last-failed-no-failures none $(TESTS); }
 
 .PHONY: test-all
 test-all: ## all tests, slow ones too

@@ -23,6 +23,7 @@ SHORT = {4: "192.0.2.11", 6: "2001:db8::11"}
 PORT = {"tcp": 80, "udp": 53}
 BACKENDS = [f"default/orders-{n}" for n in (1, 2, 3, 4)]
 TIMES = 20
+USED: set[tuple[str, str, str, str, int]] = set()
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 PROTOCOLS = pytest.mark.parametrize("protocol", ["tcp", "udp"])
 # One is balanced by XDP on the first node's uplink, the other by the programs of its sockets.
@@ -72,10 +73,16 @@ def wanted(place: Lab, name: str = "sticky", weights: dict[str, int] | None = No
 
 
 def connected(place: Lab, source: str, address: str, protocol: Protocol) -> socket.socket:
-    (one,) = place.sockets(source, 6 if ":" in address else 4, protocol)
-    one.settimeout(10)
-    one.connect((address, PORT[protocol]))
-    return one
+    """A new flow: datagrams from a port that was used within two minutes go where those before them went."""
+    while True:
+        (one,) = place.sockets(source, 6 if ":" in address else 4, protocol)
+        one.settimeout(10)
+        one.connect((address, PORT[protocol]))
+        flow = (place.name, source, address, protocol, one.getsockname()[1])
+        if protocol == "tcp" or flow not in USED:
+            USED.add(flow)
+            return one
+        one.close()
 
 
 def ask(one: socket.socket) -> str:
