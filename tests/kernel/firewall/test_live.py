@@ -32,6 +32,7 @@ from tests.kernel.firewall.scene import (
     allow,
 )
 from tests.kernel.loadbalancer.packets import Ends, udp
+from tests.requirements import need
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -70,8 +71,9 @@ def hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
             return attach(self, *args, hook="clsact", **options)
 
         monkeypatch.setattr(bpf.Program, "attach_tc", by_clsact)
-    elif features.tcx().answer is not features.Answer.YES:
-        pytest.skip("this kernel has no tcx")
+    else:
+        found = features.tcx()
+        need("kernel", "" if found.answer is features.Answer.YES else f"tcx: {found.why}")
     return str(request.param)
 
 
