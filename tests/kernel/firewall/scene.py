@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from hookline import net
 from hookline.datapath.firewall.firewall import NODE_ITSELF, Firewall, Rows, RuleKey, Tunables, packed
 from hookline.policy import PolicyRow
 from tests.kernel.loadbalancer.packets import Ends
+from tests.kernel.loadbalancer.scene import ip_batch
 
 POD = {4: "10.1.0.2", 6: "fd00:1::2"}
 PEER = {4: "10.1.0.3", 6: "fd00:1::3"}
@@ -110,20 +110,14 @@ class Scene:
             commands = _NODE
             for place, actual in zip(("POD", "PEER", "FAR"), names[1:], strict=True):
                 commands = commands.replace(f"netns {place}\n", f"netns {actual}\n")
-            _ip(scene.node, commands)
+            ip_batch(scene.node, commands)
             for path, link, own in ((scene.pod, "p0", POD), (scene.peer, "p1", PEER)):
-                _ip(path, _POD.replace("LINK", link).replace("V4", own[4]).replace("V6", own[6]))
-            _ip(scene.far, _FAR)
+                ip_batch(path, _POD.replace("LINK", link).replace("V4", own[4]).replace("V6", own[6]))
+            ip_batch(scene.far, _FAR)
             yield scene
         finally:
             for one in names:
                 net.delete(one)
-
-
-def _ip(namespace: Path, commands: str) -> None:
-    command = ["ip", "-netns", namespace.name, "-batch", "-"]
-    done = subprocess.run(command, input=commands, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def key(address: str) -> bytes:

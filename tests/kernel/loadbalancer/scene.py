@@ -125,9 +125,9 @@ class Scene:
                             "ipv4/conf/default/rp_filter": 0,
                         }
                     )
-            _ip(scene.node, _NODE.replace("CLIENT", names[1]).replace("SERVER", names[2]))
-            _ip(scene.client, _CLIENT)
-            _ip(scene.server, _SERVER)
+            ip_batch(scene.node, _NODE.replace("CLIENT", names[1]).replace("SERVER", names[2]))
+            ip_batch(scene.client, _CLIENT)
+            ip_batch(scene.server, _SERVER)
             for path, links in ((scene.client, ["up"]), (scene.server, ["ot"])):
                 with net.inside(path):
                     for link in links:
@@ -138,7 +138,8 @@ class Scene:
                 net.delete(one)
 
 
-def _ip(namespace: Path, commands: str) -> None:
+def ip_batch(namespace: Path, commands: str) -> None:
+    """Runs the commands of ``ip`` in a namespace."""
     command = ["ip", "-netns", namespace.name, "-batch", "-"]
     done = subprocess.run(command, input=commands, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
